@@ -1,0 +1,515 @@
+"""Every setting: frozen, strict, checked once at the door. YAML + `--set section.key=value` -> `PipelineConfig`.
+
+A section is what one stage is given; it enters the stage's fingerprint. Facts are not settings: the vocabulary a tokenizer
+ended up with belongs to the tokenizer. The environment holds addresses and secrets only.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gptcore.errors import SettingsError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- text --
+
+
+class FilesSource(Section):
+    """Text files and tables: .txt .md .jsonl .csv .parquet, each plain or .gz."""
+
+    type: Literal["files"] = "files"
+    name: Name = "files"
+    """How tables and metrics call this source."""
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, folders (searched through) or globs."""
+    text: str = "text"
+    """Column that holds the text, in .jsonl, .csv and .parquet."""
+    group: str | None = None
+    """What stays together in one split: `file`, `row`, `part` (each chunk of a text for itself) or the name of a column.
+    Unset: the file for .txt and .md, the row for tables."""
+    target: str | None = None
+    """Column that holds the answer, when the source feeds a task."""
+
+
+class HubSource(Section):
+    """A dataset of the Hugging Face hub, or a local dataset folder, read as a stream by `datasets.load_dataset`."""
+
+    type: Literal["hub"] = "hub"
+    name: Name = "hub"
+    """How tables and metrics call this source."""
+    dataset: str
+    """Hub name (`owner/name`) or a folder that `datasets.load_dataset` opens."""
+    config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    split: str = "train"
+    """Which of the dataset's own splits is read."""
+    revision: str | None = None
+    """Commit, tag or branch; the commit it resolves to enters the fingerprint."""
+    text: str = "text"
+    """Column that holds the text."""
+    group: str | None = None
+    """Column whose equal values stay together in one split. Unset: the row."""
+    target: str | None = None
+    """Column that holds the answer, when the source feeds a task."""
+    limit: Count | None = None
+    """Read at most this many rows."""
+
+
+class PythonDocsSource(Section):
+    """The docstrings of installed Python packages, parsed with `ast`; nothing is imported."""
+
+    type: Literal["python_docs"] = "python_docs"
+    name: Name = "python-docs"
+    """How tables and metrics call this source."""
+    packages: tuple[str, ...] = Field(min_length=1)
+    """Import names of installed packages; `stdlib` is Python's own library."""
+
+
+Source = Annotated[FilesSource | HubSource | PythonDocsSource, Field(discriminator="type")]
+
+
+class SplitConfig(Section):
+    """How groups are dealt to train, valid and test. Corpus and tasks share it, so that a group has one split everywhere."""
+
+    valid: Share = 0.05
+    """Share of the groups that measure progress during training."""
+    test: Share = 0.05
+    """Share of the groups that only the final evaluation sees."""
+    seed: int = 0
+    """Deals the groups anew."""
+    ngram: Count = 13
+    """Length in words of the n-grams that tell whether two texts overlap (Brown et al. 2020, appendix C)."""
+    max_overlap: Share = 0.2
+    """A held-out text that shares more than this share of its n-grams with train is set aside."""
+    minimum: Count = 20
+    """Fewest documents, or rows of a task, that each split must hold."""
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Self:
+        if self.valid + self.test >= 1.0:
+            raise ValueError(f"valid ({self.valid}) and test ({self.test}) leave nothing to train on; lower them")
+        return self
+
+
+class CorpusConfig(Section):
+    """Which text, and what is done to it before anything is learned."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where the text comes from."""
+    min_characters: Count = 50
+    """Shorter documents are set aside as `too_short`."""
+    max_characters: Count = 4000
+    """Longer documents are cut into chunks of at most this length, at paragraph or sentence ends where there are any."""
+    workers: Count = 2
+    """Processes that read and clean; does not change the result."""
+
+    @model_validator(mode="after")
+    def _bounds_and_names(self) -> Self:
+        if self.min_characters > self.max_characters:
+            raise ValueError(f"min_characters ({self.min_characters}) is above max_characters ({self.max_characters})")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources need different names, these are {names}: set `name`")
+        return self
+
+
+class TokenizerConfig(Section):
+    """The tokenizer that is learned from the corpus."""
+
+    algorithm: Literal["unigram", "bpe"] = "unigram"
+    """sentencepiece's algorithm."""
+    vocabulary: Annotated[int, Field(ge=300)] = 8192
+    """Pieces in all: 256 bytes, the control symbols and the learned ones."""
+    sample_characters: Count = 5_000_000
+    """Learn from at most this many characters, drawn evenly and deterministically from train."""
+    character_coverage: Annotated[float, Field(ge=0.98, le=1.0)] = 0.9995
+    """Share of the sample's characters that get a piece of their own; the rest is spelled in bytes."""
+    seed: int = 0
+    """Draws another sample."""
+
+
+class ShardsConfig(Section):
+    """How token ids are laid out on disk."""
+
+    tokens_per_shard: Count = 100_000_000
+    """Tokens in one file; documents are never cut at a file's end."""
+
+
+# --------------------------------------------------------------------------------------------------------- model --
+
+
+class ModelConfig(Section):
+    """The Transformer decoder. The default is the modern block in the Qwen3 layout; `preset("gpt2")` is the GPT-2 block."""
+
+    layers: Count = 6
+    """Blocks."""
+    width: Count = 384
+    """Size of the residual stream."""
+    heads: Count = 6
+    """Attention heads."""
+    kv_heads: Count | None = None
+    """Key and value heads, shared by groups of query heads (Ainslie et al. 2023). Unset: as many as heads."""
+    head_size: Count | None = None
+    """Size of one head. Unset: width / heads."""
+    ffn_width: Count | None = None
+    """Inner width of the feed-forward network. Unset: 4 x width, for SwiGLU 8/3 x width rounded up to 64."""
+    context: Count = 256
+    """Tokens the model sees at once."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm."""
+    norm_epsilon: Positive = 1e-6
+    """Added to the variance inside the norm."""
+    positions: Literal["rotary", "learned", "sinusoidal"] = "rotary"
+    """How a token knows its place."""
+    rope_theta: Positive = 10_000.0
+    """Base of the rotary frequencies."""
+    activation: Literal["swiglu", "gelu_tanh", "relu"] = "swiglu"
+    """Of the feed-forward network."""
+    qk_norm: bool = True
+    """Normalise queries and keys per head (Henry et al. 2020)."""
+    biases: bool = False
+    """Bias vectors in linear layers."""
+    tied: bool = True
+    """The head that predicts shares its matrix with the token embedding."""
+    dropout: Share = 0.0
+    """Share of activations dropped while training (embeddings and residual branches)."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        problems = []
+        if self.head_size is None and self.width % self.heads:
+            problems.append(f"heads ({self.heads}) do not divide width ({self.width}); change one or set head_size")
+        if self.heads % self.key_value_heads:
+            problems.append(f"kv_heads ({self.kv_heads}) do not divide heads ({self.heads})")
+        if self.positions == "rotary" and not problems and self.size_of_head % 2:
+            problems.append(f"rotary positions need an even head size, this one is {self.size_of_head}")
+        if self.positions == "sinusoidal" and self.width % 2:
+            problems.append(f"sinusoidal positions need an even width, this one is {self.width}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def key_value_heads(self) -> int:
+        """Key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def size_of_head(self) -> int:
+        """Size of one attention head."""
+        return self.head_size or self.width // self.heads
+
+    @property
+    def inner_width(self) -> int:
+        """Inner width of the feed-forward network."""
+        if self.ffn_width is not None:
+            return self.ffn_width
+        return -(-self.width * 8 // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.width
+
+
+_GPT2 = {
+    "context": 1024, "norm": "layer", "norm_epsilon": 1e-5, "positions": "learned", "activation": "gelu_tanh",
+    "qk_norm": False, "biases": True, "tied": True,
+}  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    # Radford et al. 2019. The paper prints 117 M, 345 M, 762 M and 1,542 M; counted: 124.44, 354.8, 774.0 and 1,557.6 M.
+    "gpt2": {"layers": 12, "width": 768, "heads": 12, **_GPT2},
+    "gpt2-medium": {"layers": 24, "width": 1024, "heads": 16, **_GPT2},
+    "gpt2-large": {"layers": 36, "width": 1280, "heads": 20, **_GPT2},
+    "gpt2-xl": {"layers": 48, "width": 1600, "heads": 25, **_GPT2},
+    # Ours, in the Qwen3 layout; named after the parameters with a vocabulary of 8,192.
+    "modern-5m": {"layers": 4, "width": 256, "heads": 4, "context": 256},
+    "modern-14m": {"layers": 6, "width": 384, "heads": 6, "context": 256},
+    "modern-33m": {"layers": 8, "width": 576, "heads": 9, "kv_heads": 3, "context": 512},
+    "modern-107m": {"layers": 16, "width": 768, "heads": 12, "kv_heads": 4, "context": 1024, "rope_theta": 100_000.0},
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The settings of a known shape. Raises `SettingsError` for an unknown name."""
+    if name not in PRESETS:
+        raise SettingsError(f"unknown preset {name!r}; there are: {', '.join(PRESETS)}")
+    return ModelConfig(**PRESETS[name])
+
+
+# ------------------------------------------------------------------------------------------------------ training --
+
+
+class OptimizerConfig(Section):
+    """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
+
+    matrix_rate: Positive = 0.02
+    """Peak learning rate of Muon (Jordan et al. 2024)."""
+    rate: Positive = 0.005
+    """Peak learning rate of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay of matrices and embeddings; norms and biases have none."""
+    momentum: Share = 0.95
+    """Of Muon."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """Of AdamW."""
+    epsilon: Positive = 1e-10
+    """Of AdamW."""
+    clip: Positive = 1.0
+    """Largest norm of the whole gradient."""
+    warmup: Share = 0.02
+    """Share of the steps over which the rate rises from zero."""
+    decay: Share = 0.5
+    """Share of the steps, at the end, over which the rate falls linearly."""
+    final_rate: Share = 0.0
+    """What is left of the peak rate at the last step."""
+
+
+class TrainingConfig(Section):
+    """One training run, of the base or of a task. Exactly one budget: minutes, steps or tokens."""
+
+    minutes: Positive | None = None
+    """Wall time of training and its evaluations; this machine is probed and the steps picked before step 1."""
+    steps: Count | None = None
+    """Optimizer steps."""
+    tokens: Count | None = None
+    """Training tokens, padding left out; rounded up to whole steps."""
+    batch: Count = 16
+    """Sequences in one optimizer step, over all micro-batches and processes."""
+    micro_batch: Count | None = None
+    """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Learning rates and all that belongs to them."""
+    evaluations: Count = 10
+    """Times the validation loss is measured, evenly spread; the last time after the last step."""
+    evaluation_tokens: Count = 65_536
+    """Validation tokens read each time."""
+    keep: Count = 2
+    """Newest checkpoints that are kept, beside the best."""
+    checkpoint_seconds: Positive = 60.0
+    """Longest time between two checkpoints, as long as a save costs less than 1 % of it."""
+    processes: Count = 1
+    """Trainer processes on this machine, one per card or per half of a CPU."""
+    threads: Count | None = None
+    """CPU threads per process. Unset: the cores divided by the processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; `auto` takes a card when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """`torch.compile`; `auto` when the run is long enough to pay for its start."""
+    seed: int = 0
+    """Of the initial weights and of the order of the text."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [name for name in ("minutes", "steps", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"set exactly one of minutes, steps and tokens; set are: {', '.join(given) or 'none'}")
+        return self
+
+
+# --------------------------------------------------------------------------------------------------------- tasks --
+
+
+class TaskConfig(Section):
+    """A task the base is fine-tuned for."""
+
+    type: Literal["summarize", "classify"]
+    """`summarize`: a text -> its summary. `classify`: a text -> one of the labels seen in the training rows."""
+    name: Name = ""
+    """How the store and the registry call it. Unset: its type."""
+    source: Source
+    """Where its rows come from."""
+    max_rows: Count | None = None
+    """Use at most this many training rows, drawn deterministically."""
+    max_test_rows: Count = 500
+    """Evaluate on at most this many test rows, drawn deterministically."""
+    min_label_share: Share = 0.01
+    """classify: labels rarer than this share of the rows are left out."""
+    mask_names: bool = True
+    """classify, python_docs: replace the package's own names in the text, so that the label is not spelled out."""
+    max_new_tokens: Count = 40
+    """summarize: longest answer."""
+    training: TrainingConfig
+    """Its fine-tuning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_its_type(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("name"):
+            return {**values, "name": values.get("type", "")}
+        return values
+
+
+class EvaluationConfig(Section):
+    """How results are measured."""
+
+    resamples: Count = 1000
+    """Bootstrap resamples behind every 95 % interval."""
+    seed: int = 0
+    """Of the resamples and of the samples that are shown."""
+    prompts: tuple[str, ...] = ()
+    """Beginnings that the base continues, shown in the results. Unset: beginnings of test documents."""
+    samples: Count = 8
+    """Rows and continuations that are shown."""
+    batch: Count = 32
+    """Windows of a base that are evaluated at once; does not change the result beyond rounding."""
+
+
+class PipelineConfig(Section):
+    """From raw text to promoted models: the only parameter of the pipeline."""
+
+    name: Name = "docs-gpt"
+    """Of the registered base model, the experiment and the artifacts; a task model is called `<name>-<task>`."""
+    corpus: CorpusConfig
+    """Which text."""
+    split: SplitConfig = SplitConfig()
+    """How text is dealt to train, valid and test."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """How text becomes tokens."""
+    shards: ShardsConfig = ShardsConfig()
+    """How tokens are stored."""
+    model: ModelConfig = ModelConfig()
+    """The shape of the model."""
+    training: TrainingConfig
+    """Pretraining of the base."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """What the base is fine-tuned for; may be empty."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How results are measured."""
+
+    @model_validator(mode="after")
+    def _tasks_have_different_names(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks need different names, these are {names}: set `name`")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------- loading --
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = (), texts: Sequence[str] = ()) -> PipelineConfig:
+    """Read a YAML file, put the files `texts` in place of its text, apply `section.key=value` overrides, check everything.
+
+    A `model` section may start from a preset: `model: {preset: modern-5m, context: 512}`.
+    Raises `SettingsError` that names all problems at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings {path}: {error.strerror or error}") from error
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} holds no settings: expected sections such as `corpus:` and `training:`")
+    if texts:
+        _use_texts(values, texts)
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: Mapping[str, Any], where: str = "the settings") -> PipelineConfig:
+    """Check plain values, as they come from YAML or JSON. Raises `SettingsError` that names all problems at once."""
+    try:
+        _refuse_credentials(values, where)
+        expanded = dict(values)
+        if isinstance(model := expanded.get("model"), dict) and "preset" in model:
+            rest = {key: value for key, value in model.items() if key != "preset"}
+            expanded["model"] = {**preset(str(model["preset"])).model_dump(exclude_unset=True), **rest}
+        return PipelineConfig.model_validate(expanded)
+    except ValidationError as error:
+        problems = [f"  {_place(problem['loc'])}: {_say(problem)}" for problem in error.errors()]
+        raise SettingsError(f"{where}: {len(problems)} problem(s) in the settings\n" + "\n".join(problems)) from error
+
+
+def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
+    """Other text makes another model: with a name of its own, and without tasks and prompts that belong to the old text."""
+    first = Path(texts[0]).absolute()
+    stem = re.sub(r"[^a-z0-9]+", "-", first.name.split(".")[0].lower()).strip("-") or "text"
+    values["name"] = f"{stem[:56]}-gpt"
+    values["corpus"] = {
+        **(values.get("corpus") or {}),
+        "sources": [{"type": "files", "paths": [str(Path(t).absolute()) for t in texts]}],
+    }
+    values["tasks"] = []
+    values["evaluation"] = {key: value for key, value in (values.get("evaluation") or {}).items() if key != "prompts"}
+
+
+_BUDGETS = ("minutes", "steps", "tokens")
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in place; list items are addressed by number: `tasks.0.training.steps=5`."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise SettingsError(f"--set {override}: expected section.key=value, for example training.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {override}: {text!r} is not a valid value") from error
+    place: Any = values
+    for part in parts[:-1]:
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise SettingsError(f"--set {override}: there are {len(place)} items, {part!r} is none of their numbers")
+            place = place[int(part)]
+        elif isinstance(place, dict):
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        else:
+            raise SettingsError(f"--set {override}: {part!r} lies inside a value that has no parts")
+    last = parts[-1]
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        # One budget replaces another: `--set training.steps=40` on a config that says `minutes: 3` means 40 steps.
+        if last in _BUDGETS and value is not None:
+            for other in _BUDGETS:
+                place.pop(other, None)
+        place[last] = value
+    else:
+        raise SettingsError(f"--set {override}: {last!r} cannot be set there")
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
+
+
+def _say(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown setting"
+    if problem["type"] == "missing":
+        return "missing"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return text if problem["type"] == "value_error" else f"{text} (is {problem.get('input')!r})"
+
+
+def _refuse_credentials(value: Any, place: str) -> None:
+    """A secret in the settings would travel to MLflow, Prefect and every artifact."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_credentials(inner, f"{place}: {key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_credentials(inner, place)
+    elif isinstance(value, str) and "://" in value and "@" in value and urlsplit(value).password is not None:
+        raise SettingsError(f"{place} holds a URL with a password; put credentials into the environment instead")
