@@ -1,0 +1,6 @@
+"""The Transformer in one file, its loss, and the folder it lives in."""
+
+from gptcore.model.folder import LoadedModel, load_model, save_model
+from gptcore.model.transformer import GPT, Cache
+
+__all__ = ["GPT", "Cache", "LoadedModel", "load_model", "save_model"]

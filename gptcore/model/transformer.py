@@ -1,0 +1,363 @@
+"""The Transformer decoder, whole: embedding, blocks of attention and feed-forward, final norm, head.
+
+Legend, for every shape written on its line:
+    B  sequences in the batch        D  width of the residual stream     F  inner width of the feed-forward network
+    T  tokens of this call           H  query heads                      V  vocabulary
+    S  tokens seen so far (cache)    G  key and value heads, H % G == 0  K  size of one head
+
+Weights are float32 (the optimizer's copy); activations have `compute_dtype`, and every product casts its weight to the type
+of what flows in. In inference the weights are cast once (`gptcore.model.folder.load_model`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcore.config import ModelConfig
+
+
+class GPT(nn.Module):
+    """Token ids in, logits of the next token out.
+
+    The default settings are the Qwen3 layout (Yang et al. 2025); `preset("gpt2")` is GPT-2 (Radford et al. 2019).
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, *, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.compute_dtype = torch.float32
+        self.embedding = nn.Embedding(vocab_size, config.width, device=device)
+        self.positions = nn.Embedding(config.context, config.width, device=device) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
+        self.norm = Norm(config, config.width, device)
+        self.head = None if config.tied else Linear(config.width, vocab_size, bias=False, device=device)
+
+    def forward(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
+        """Logits (B, T, V) for tokens (B, T) of int64; with a cache, T new tokens after the S that it holds."""
+        return self.logits(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
+        """What the head reads: the normed residual stream (B, T, D)."""
+        config = self.config
+        place = _places(tokens, cache)  # (T) or (B, T)
+        x = self.embedding(tokens)  # (B, T, D)
+        if self.positions is not None:
+            x = x + self.positions(place)
+        elif config.positions == "sinusoidal":
+            x = x * math.sqrt(config.width) + sinusoids(place, config.width)
+        x = F.dropout(x.to(self.compute_dtype), config.dropout, self.training)
+        rotation = rotary(place, config.size_of_head, config.rope_theta) if config.positions == "rotary" else None
+        mask = None if cache is None else cache.mask(tokens.shape[1])
+        for index, block in enumerate(self.blocks):
+            x = block(x, rotation, mask, None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: (…, D) -> (…, V)."""
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, D) that turns the hidden state into logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def initialise(self, seed: int) -> "GPT":
+        """Draw all weights anew; equal seeds give equal weights on every device."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 1:
+                weight.data.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            deviation = self._deviation(name, weight)
+            drawn = torch.empty(weight.shape, device="cpu").normal_(0.0, deviation, generator=generator)
+            weight.data.copy_(drawn)
+        return self
+
+    def _deviation(self, name: str, weight: Tensor) -> float:
+        """Standard deviation of a matrix at the start.
+
+        GPT-2's 0.02 and its 1/sqrt(2 layers) on what writes into the residual stream; matrices of the modern block are
+        scaled with their input width instead, so that one learning rate suits all widths.
+        """
+        residual = name.endswith(("attention.output.weight", "ffn.down.weight"))
+        if self.config.norm == "layer":
+            return 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
+        if name.startswith(("embedding", "positions", "head")):
+            return 0.02
+        return (1.0 / math.sqrt(2 * self.config.layers) if residual else 1.0) * 0.5 / math.sqrt(weight.shape[1])
+
+
+class Block(nn.Module):
+    """Norm, attention, residual; norm, feed-forward, residual (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = Norm(config, config.width, device)
+        self.attention = Attention(config, device)
+        self.ffn_norm = Norm(config, config.width, device)
+        self.ffn = SwiGLU(config, device) if config.activation == "swiglu" else FeedForward(config, device)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: "Rotation | None" = None,
+        mask: Tensor | None = None,
+        cache: "LayerCache | None" = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = x + F.dropout(self.attention(self.attention_norm(x), rotation, mask, cache), self.dropout, self.training)
+        return x + F.dropout(self.ffn(self.ffn_norm(x)), self.dropout, self.training)
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(K) + M) V per head; heads concatenated and projected (Vaswani et al. 2017).
+
+    Groups of H/G query heads share one key and value head (Ainslie et al. 2023).
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = config.heads, config.key_value_heads, config.size_of_head
+        self.query = Linear(config.width, self.heads * self.size, bias=config.biases, device=device)
+        self.key = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
+        self.value = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
+        self.output = Linear(self.heads * self.size, config.width, bias=config.biases, device=device)
+        self.query_norm = Norm(config, self.size, device) if config.qk_norm else None
+        self.key_norm = Norm(config, self.size, device) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: "Rotation | None" = None,
+        mask: Tensor | None = None,
+        cache: "LayerCache | None" = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D). Causal; `mask` (B or 1, 1, T, S) of True where a query may look replaces that rule."""
+        batch, length, _ = x.shape
+        q = self.query(x).view(batch, length, self.heads, self.size)  # (B, T, H, K)
+        k = self.key(x).view(batch, length, self.groups, self.size)  # (B, T, G, K)
+        v = self.value(x).view(batch, length, self.groups, self.size).transpose(1, 2)  # (B, G, T, K)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, K), (B, G, T, K)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, G, S, K)
+        out = attend(q, k, v, mask)  # (B, H, T, K)
+        projected: Tensor = self.output(out.transpose(1, 2).reshape(batch, length, -1))  # (B, T, D)
+        return projected
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(K) + M) v: (B, H, T, K), (B, G, S, K), (B, G, S, K) -> (B, H, T, K).
+
+    Without a mask it is causal and T == S.
+    """
+    if q.device.type == "cpu" and mask is None and q.shape[2] <= 512:
+        return _attend_plainly(q, k, v)
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The equation as it stands. On CPUs and short contexts faster, forward and backward, than the fused kernel."""
+    batch, heads, length, size = q.shape
+    if k.shape[1] != heads:
+        k = k.repeat_interleave(heads // k.shape[1], dim=1)
+        v = v.repeat_interleave(heads // v.shape[1], dim=1)
+    q, k, v = (part.reshape(batch * heads, length, size) for part in (q, k, v))
+    hidden = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(size))  # (B H, T, T)
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, length, size)
+
+
+class FeedForward(nn.Module):
+    """W2 phi(W1 x + b1) + b2, without an outer activation; phi is ReLU or the tanh form of GELU."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.relu = config.activation == "relu"
+        self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
+        self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        inner = self.up(x)  # (B, T, F)
+        down: Tensor = self.down(F.relu(inner) if self.relu else F.gelu(inner, approximate="tanh"))
+        return down
+
+
+class SwiGLU(nn.Module):
+    """W2 (silu(W1 x) * W3 x) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.gate = Linear(config.width, config.inner_width, bias=config.biases, device=device)
+        self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
+        self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, F) inside
+        return down
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in the type of its input, whatever its weights are stored in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, in) -> (…, out)."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis."""
+
+    def __init__(self, config: ModelConfig, size: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.epsilon = config.norm_epsilon
+        self.weight = nn.Parameter(torch.ones(size, device=device))
+        self.bias = nn.Parameter(torch.zeros(size, device=device)) if config.norm == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, size) -> (…, size)."""
+        weight = self.weight.to(x.dtype)
+        if self.bias is None:
+            normed: Tensor = _RMSNorm.apply(x, weight, self.epsilon)  # type: ignore[no-untyped-call]
+            return normed
+        return F.layer_norm(x, (x.shape[-1],), weight, self.bias.to(x.dtype), self.epsilon)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + epsilon) * weight, with the gradient by hand.
+
+    On CPUs `F.rms_norm` is a chain of operations on float32 copies, four times as slow forward; only the sum of squares
+    needs float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """(…, size), (size) -> (…, size)."""
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x)).square()
+        scale = (squares / x.shape[-1] + epsilon).rsqrt().to(x.dtype)  # (…, 1)
+        ctx.save_for_backward(x, weight, scale)
+        normed: Tensor = x * scale * weight
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """d/dx = scale (g w - x̂ mean(g w x̂)), d/dw = sum of g x̂ over everything but the last axis."""
+        x, weight, scale = ctx.saved_tensors
+        normed, inner = x * scale, gradient * weight
+        mean = (inner * normed).mean(-1, keepdim=True, dtype=_wide(x)).to(x.dtype)
+        to_weight = (gradient * normed).flatten(0, -2).sum(0, dtype=_wide(x)).to(weight.dtype)
+        return scale * (inner - normed * mean), to_weight, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type that sums are taken in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# ----------------------------------------------------------------------------------------------------- positions --
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosines and sines of the rotary angles, each (1, T, K) or (B, 1, T, K)."""
+
+    cosine: Tensor
+    sine: Tensor
+
+
+def rotary(place: Tensor, size: int, theta: float) -> Rotation:
+    """Angles place * theta^(-2i/K) of rotary positions (Su et al. 2021), both halves of a head alike (Llama's order)."""
+    frequency = theta ** (-torch.arange(0, size, 2, dtype=torch.float32, device=place.device) / size)  # (K/2)
+    angle = (place.float().unsqueeze(-1) * frequency).unsqueeze(-3)  # (1, T, K/2) or (B, 1, T, K/2)
+    angle = torch.cat((angle, angle), -1)
+    return Rotation(angle.cos(), angle.sin())
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (i, i + K/2) of (B, H, T, K) by its angle."""
+    left, right = x.chunk(2, dim=-1)
+    turned = torch.cat((-right, left), -1)
+    return x * rotation.cosine.to(x.dtype) + turned * rotation.sine.to(x.dtype)
+
+
+def sinusoids(place: Tensor, width: int) -> Tensor:
+    """sin(place / 10000^(2i/D)) at 2i and the cosine at 2i + 1 (Vaswani et al. 2017, section 3.5): (…, T) -> (…, T, D)."""
+    pair = torch.arange(0, width, 2, dtype=torch.float32, device=place.device)  # (D/2)
+    angle = place.float().unsqueeze(-1) * 10_000.0 ** (-pair / width)
+    return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
+
+
+# --------------------------------------------------------------------------------------------------------- cache --
+
+
+class LayerCache:
+    """Keys and values (B, G, room, K) of one layer, filled from the left."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.length = keys, values, 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, G, T, K) and return everything seen so far, (B, G, S, K)."""
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = k, v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Cache:
+    """What attention remembers of the tokens before. Prompts of different lengths are padded on the left."""
+
+    def __init__(self, model: GPT, batch: int, room: int, padding: Tensor | None = None) -> None:
+        config, device = model.config, model.embedding.weight.device
+        shape = (batch, config.key_value_heads, room, config.size_of_head)
+
+        def empty() -> Tensor:
+            return torch.empty(shape, dtype=model.compute_dtype, device=device)
+
+        self.layers = [LayerCache(empty(), empty()) for _ in range(config.layers)]
+        self.padding = padding  # (B) of int64: how many tokens on the left are padding; None when there are none
+        self.length = 0
+
+    def rewind(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+        self.length = length
+        for layer in self.layers:
+            layer.length = length
+
+    def mask(self, new: int) -> Tensor | None:
+        """True where a new token may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T."""
+        if self.padding is None and self.length == 0:
+            return None
+        device = self.layers[0].keys.device
+        seen = torch.arange(self.length + new, device=device)
+        mask = (seen <= seen[self.length :].unsqueeze(-1)).view(1, 1, new, -1)
+        if self.padding is None:
+            return mask
+        # A padding token looks at itself, so that no softmax is empty; nobody reads what comes out.
+        own = torch.eye(self.length + new, dtype=torch.bool, device=device)[self.length :]
+        return (mask & (seen >= self.padding.view(-1, 1, 1, 1))) | own
+
+
+def _places(tokens: Tensor, cache: Cache | None) -> Tensor:
+    """Position of every token: (T), or (B, T) when prompts are padded on the left."""
+    start = 0 if cache is None else cache.length
+    place = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+    if cache is None or cache.padding is None:
+        return place
+    return (place - cache.padding.unsqueeze(-1)).clamp_min(0)
