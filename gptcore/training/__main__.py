@@ -1,0 +1,81 @@
+"""`python -m gptcore.training RUN`: one trainer process, started by torchrun."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from gptcore.artifacts import write_json
+from gptcore.errors import GptcoreError, TrainingError
+from gptcore.training.job import Run
+from gptcore.training.process import ERROR_MARK, STOPPED, die_with_parent, start_time
+
+
+class _Stop:
+    """Remembers that SIGTERM or SIGINT came; before the loop there is nothing to save, so the process ends at once."""
+
+    def __init__(self) -> None:
+        self.asked, self.in_loop = False, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        if not self.in_loop:
+            os._exit(STOPPED)
+
+    def __call__(self) -> bool:
+        self.in_loop = True
+        return self.asked
+
+
+def main(folder: Path) -> int:
+    """Train the run in `folder`; returns the exit code."""
+    stop = _Stop()
+    die_with_parent()
+    run = Run(folder)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    lock = FileLock(run.lock)
+    try:
+        if rank == 0:
+            # Held until this process ends, however it ends: never two trainers in one folder.
+            lock.acquire(timeout=0)
+            write_json(run.holder, {"pid": os.getpid(), "started": start_time(os.getpid())})
+        return 0 if _train(run, rank, world, stop) else STOPPED
+    except Timeout:
+        return _fail(TrainingError(f"another trainer is at work in {folder}; wait for it or end it"))
+    except GptcoreError as error:
+        return _fail(error)
+
+
+def _train(run: Run, rank: int, world: int, stop: _Stop) -> bool:
+    # torch takes seconds to import: the lock is held and signals are heard before that.
+    import torch
+    import torch.distributed as dist
+
+    from gptcore.training.loop import Rank, train
+
+    if world > 1:
+        cuda = torch.cuda.is_available() and run.job().training.device != "cpu"
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        return train(run, Rank(rank, world), stop)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def _fail(error: GptcoreError) -> int:
+    """Hand the one sentence to the process that started us; the disk may be full, so not through a file."""
+    print(f"{ERROR_MARK}{json.dumps({'type': type(error).__name__, 'text': str(error)})}", file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

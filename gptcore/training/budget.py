@@ -1,0 +1,112 @@
+"""What the settings leave open is decided here, before step 1: device, precision, threads, micro-batch, compile, steps."""
+
+import math
+import os
+import platform
+import shutil
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gptcore.config import TrainingConfig
+from gptcore.errors import TrainingError
+from gptcore.model.folder import default_dtype, pick_device
+from gptcore.tokens.batches import Batches
+from gptcore.training.job import Resolved
+
+_TOKENS_AT_ONCE = 8192
+"""Largest micro-batch in tokens, so that the logits of 8,192 pieces stay below 300 MB."""
+_EVALUATION_SHARE = 0.1
+_PAYS_AFTER = {"cpu": 1200.0, "cuda": 180.0}
+"""Seconds of eager training after which compiling is taken to pay for its start: an estimate, not yet measured."""
+
+
+def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolved:
+    """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0."""
+    device = pick_device(training.device)
+    dtype = {"auto": default_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}[training.precision]
+    cores = len(os.sched_getaffinity(0))
+    if training.batch % training.processes:
+        raise TrainingError(
+            f"processes ({training.processes}) do not divide batch ({training.batch}): change one of them, "
+            "so that every process has as many rows"
+        )
+    rows = training.batch // training.processes
+    steps = training.steps or 0
+    if training.tokens is not None:
+        steps = math.ceil(training.tokens / batches.tokens_per_step)
+    return Resolved(
+        steps=steps,
+        batch=training.batch,
+        micro_batch=min(rows, training.micro_batch or max(1, _TOKENS_AT_ONCE // context)),
+        processes=training.processes,
+        threads=training.threads or max(1, cores // training.processes),
+        device="cuda" if device.type == "cuda" else "cpu",
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        precision="bfloat16" if dtype == torch.bfloat16 else "float32",
+        compiled=False,
+        compile_reason="not asked for" if training.compile == "off" else "",
+        seed=training.seed,
+        tokens_per_step=batches.tokens_per_step,
+        tokens_per_second=None,
+        evaluate_every=0,
+        torch=torch.__version__,
+    )
+
+
+def decide_compile(wanted: str, device: str, seconds: float | None) -> tuple[bool, str]:
+    """Whether to compile a run of about `seconds` (None: unknown), and why in words."""
+    if wanted == "off":
+        return False, "not asked for"
+    if (missing := _missing_toolchain(device)) is not None:
+        return False, f"eager, because {missing}"
+    if wanted == "on":
+        return True, "asked for"
+    if seconds is None or seconds < _PAYS_AFTER[device]:
+        return (
+            False,
+            f"eager, because a run this short does not pay for compiling (about {_PAYS_AFTER[device]:.0f} s do)",
+        )
+    return True, "the run is long enough to pay for compiling"
+
+
+def steps_in(seconds: float, step: float, evaluation: float, evaluations: int) -> tuple[int, int]:
+    """Steps that fit into `seconds` when a step and an evaluation take that long, and evaluations.
+
+    At most a tenth of the time goes to evaluations; where they are dearer, there are fewer of them.
+    """
+    affordable = max(1, min(evaluations, int(_EVALUATION_SHARE * seconds / evaluation)))
+    return max(1, int((seconds - affordable * evaluation) / step)), affordable
+
+
+def seconds_of(work: Callable[[int], object], repeat: int) -> float:
+    """Median seconds of `work(i)`; the first third of the calls, in which kernels are chosen, is left out."""
+    times = []
+    warm = repeat // 2
+    for index in range(repeat + warm):
+        started = time.perf_counter()
+        work(index)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return sorted(times[warm:])[repeat // 2]
+
+
+def _missing_toolchain(device: str) -> str | None:
+    """What `torch.compile` needs and this machine lacks, in words."""
+    if device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")):
+        return "there is no C++ compiler on this machine"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.exists() else "Python's headers are not installed (Debian: python3-dev)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

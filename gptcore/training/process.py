@@ -1,0 +1,158 @@
+"""The trainer as a process of its own: start it through torchrun, follow it, end it, never leave it behind. No torch here.
+
+Whoever is started here asks the kernel for a signal when its parent dies (PR_SET_PDEATHSIG), torchrun included: after a
+kill -9 of the flow, torchrun gets SIGTERM and passes it on, the trainer saves and ends.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psutil
+
+from gptcore import errors
+from gptcore.errors import GptcoreError, Interrupted, TrainingError
+from gptcore.training.job import Job, Run
+from gptcore.training.journal import Follower, Line, read_journal
+
+ERROR_MARK = "gptcore-error: "
+STOPPED = 75
+"""Exit code of a trainer that was asked to stop and saved (EX_TEMPFAIL: try again)."""
+_PR_SET_PDEATHSIG = 1
+_PARENT = "GPTCORE_PARENT"
+_GRACE = 30.0
+"""Seconds that torchrun, too, gives its workers between SIGTERM and SIGKILL."""
+
+
+def die_with_parent() -> None:
+    """Get SIGTERM when the parent dies; end at once if it is dead already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Checked after the call above: the parent may have died before it.
+    if os.getppid() != int(os.environ.get(_PARENT, os.getppid())):
+        os._exit(STOPPED)
+    os.environ[_PARENT] = str(os.getpid())  # for those who are started from here
+
+
+def run_training(run: Run, job: Job, follow: Callable[[Line], None]) -> None:
+    """Train `job` in its run folder to the end, from wherever an earlier process got; `follow` sees every journal line.
+
+    Raises what the trainer reported, `Interrupted` when it was asked to stop, `TrainingError` when it died.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    end_leftover(run)
+    run.write(job)
+    follower = Follower(run.journal)
+    follower.offset = run.journal.stat().st_size if run.journal.exists() else 0
+    process = start(run, job)
+    assert process.stderr is not None
+    said: deque[str] = deque(maxlen=60)
+    reader = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    try:
+        while process.poll() is None:
+            for line in follower.lines():
+                follow(line)
+            time.sleep(0.2)
+    except BaseException:
+        stop(process)
+        raise
+    finally:
+        reader.join(timeout=5)
+        for line in follower.lines():
+            follow(line)
+    if not (run.model / "model.safetensors").exists() or process.returncode != 0:
+        raise _why(process.returncode, list(said), run)
+
+
+def start(run: Run, job: Job) -> subprocess.Popen[str]:
+    """Start torchrun on the run folder; its standard error is a pipe."""
+    count = job.training.processes
+    # OMP_NUM_THREADS: torchrun would set 1 for several processes; the trainer itself sets its threads.
+    threads = job.training.threads or max(1, len(os.sched_getaffinity(0)) // count)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), _PARENT: str(os.getpid())}
+    command = [sys.executable, "-m", "gptcore.training.process", f"--nproc-per-node={count}", "--max-restarts=0"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--monitor-interval=0.1"]
+    command += ["-m", "gptcore.training", str(run.folder)]
+    # A session of its own: Ctrl-C reaches the flow only, which passes it on and waits for the save.
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask torchrun and through it the trainer to save and end; insist after a while."""
+    process.terminate()
+    try:
+        process.wait(_GRACE + 5)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+def end_leftover(run: Run) -> None:
+    """End a trainer of this run folder whose flow is gone; wait for the save it may be making."""
+    try:
+        record = json.loads(run.holder.read_text(encoding="utf-8"))
+        trainer = psutil.Process(record["pid"])
+        if start_time(trainer.pid) != record["started"]:
+            return  # the number belongs to another process by now
+        trainer.terminate()
+        if not _gone_within(_GRACE, trainer):
+            trainer.kill()
+            _gone_within(_GRACE, trainer)
+    except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+        return
+
+
+def _gone_within(seconds: float, process: psutil.Process) -> bool:
+    """Whether a process ends in time; one that its parent has not yet buried has ended too."""
+    deadline = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def start_time(pid: int) -> float:
+    """When a process started; with the pid it names a process for good."""
+    return round(psutil.Process(pid).create_time(), 2)
+
+
+def _why(code: int, said: list[str], run: Run) -> GptcoreError:
+    """The trainer's own sentence, or what its exit tells."""
+    for line in reversed(said):
+        if line.startswith(ERROR_MARK):
+            report = json.loads(line.removeprefix(ERROR_MARK))
+            kind = getattr(errors, report["type"], TrainingError)
+            return kind(report["text"]) if issubclass(kind, GptcoreError) else TrainingError(report["text"])
+    lines = read_journal(run.journal)
+    saved = [line["step"] for line in lines if line.get("event") == "checkpoint"]
+    kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there was no checkpoint yet"
+    if lines and lines[-1].get("event") == "stopped":
+        return Interrupted(f"training was stopped; {kept}, the next run continues from it")
+    told = [line.rstrip() for line in said if "Error" in line and "ChildFailedError" not in line]
+    detail = f" ({told[-1].strip()[:300]})" if told else ""
+    return TrainingError(f"the trainer died (exit code {code}){detail}; {kept}, the next run continues from there")
+
+
+def _torchrun() -> None:
+    """torchrun that dies with its parent."""
+    die_with_parent()
+    from torch.distributed.run import main
+
+    main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    _torchrun()
