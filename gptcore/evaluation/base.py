@@ -1,0 +1,183 @@
+"""The base model on the corpus' test split: bits per byte and perplexity per source, `xz -9` beside them, samples.
+
+Bits per byte compares models whatever their tokenizers: the bits the model spends on a text, over the UTF-8 bytes it is
+long. Perplexity is per token of the model's own tokenizer and compares only models that share one.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from gptcore.config import EvaluationConfig
+from gptcore.corpus import read_split
+from gptcore.errors import CorpusError
+from gptcore.evaluation import report
+from gptcore.evaluation.facts import model_facts
+from gptcore.evaluation.intervals import ratio_interval
+from gptcore.evaluation.results import Results, beside_number, measured, write_results
+from gptcore.evaluation.xz import xz_bits_per_byte
+from gptcore.inference import Predictor
+from gptcore.model import GPT, LoadedModel
+
+XZ = "xz -9 primed"
+_SAMPLE_TOKENS = 64
+_PROMPT_CHARACTERS = 80
+_TEMPERATURE, _TOP_K = 0.8, 50
+
+
+def evaluate_base(folder: Path, model: Path, corpus: Path, config: EvaluationConfig) -> dict[str, float | int | str]:
+    """Measure a base model folder on a corpus' test split; fills `folder` and returns the main numbers.
+
+    Writes `results.json`, `scores.parquet` (a row per document: id, source, bytes, bits, tokens) and `report/`.
+    Raises `CorpusError` when the test split is empty.
+    """
+    test, train = read_split(corpus, "test"), read_split(corpus, "train")
+    if test.empty:
+        raise CorpusError(f"the test split of {corpus} is empty: raise split.test or give more text")
+    predictor = Predictor(model)
+    with ThreadPoolExecutor(1) as beside:
+        # xz is a process of its own: it takes what the model leaves of the machine.
+        pending = beside.submit(_xz, train["text"].tolist(), test)
+        scores = score_documents(predictor.loaded, test, config.batch)
+        samples = _continuations(predictor, test, config)
+        xz = pending.result()
+    results: Results = {
+        "kind": "base",
+        "name": "base",
+        "headline": "bits_per_byte",
+        "metrics": _metrics(scores, xz[""], config),
+        "sources": {
+            source: {**_size(rows), "metrics": _metrics(rows, xz[str(source)], config)}
+            for source, rows in scores.groupby("source", sort=True)
+        },
+        "data": {"train": _text_size(train), "test": _size(scores)},
+        "model": model_facts(predictor.loaded),
+        "samples": samples,
+        "settings": config.model_dump(mode="json"),
+    }
+    scores.to_parquet(folder / "scores.parquet", index=False)
+    write_results(folder, results)
+    report.write_base_report(folder, results, scores)
+    return {
+        "bits_per_byte": results["metrics"]["bits_per_byte"]["value"],
+        "perplexity": results["metrics"]["perplexity"]["value"],
+        "xz_bits_per_byte": xz[""],
+        "documents": len(scores),
+    }
+
+
+def score_documents(loaded: LoadedModel, documents: pandas.DataFrame, batch: int = 32) -> pandas.DataFrame:
+    """What each document costs the model: a row with id, source, bytes, bits and tokens per row of id, source and text.
+
+    The documents of a source are read as one stream, [begin] text [end] each, as in training. The stream is cut in
+    windows of the model's context that advance by half of it, so every token is scored once, with at least half a
+    context before it where the stream has that. Control tokens are read but neither they nor their bits are counted
+    (nanochat's convention): the model is told where documents end.
+    """
+    tables = [_score_source(loaded, rows, batch) for _, rows in documents.groupby("source", sort=True)]
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _score_source(loaded: LoadedModel, rows: pandas.DataFrame, batch: int) -> pandas.DataFrame:
+    rows = rows.sort_values("id")
+    tokenizer = loaded.tokenizer
+    encoded = tokenizer.encode_batch(rows["text"].tolist())
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    stream = np.concatenate([[tokenizer.begin_id, *ids, tokenizer.end_id] for ids in encoded]).astype(np.int64)
+    owner = np.repeat(np.arange(len(rows)), lengths + 2)
+    counted = ~np.isin(stream, sorted(tokenizer.control_ids))
+    bits = stream_nats(loaded.model, stream, batch) / math.log(2)
+    return pandas.DataFrame(
+        {
+            "id": rows["id"].to_numpy(),
+            "source": rows["source"].to_numpy(),
+            "bytes": np.array([len(text.encode()) for text in rows["text"]], dtype=np.int64),
+            "bits": np.bincount(owner[counted], weights=bits[counted], minlength=len(rows)),
+            "tokens": np.bincount(owner[counted], minlength=len(rows)),
+        }
+    )
+
+
+@torch.inference_mode()
+def stream_nats(model: GPT, stream: NDArray[np.int64], batch: int = 32) -> NDArray[np.float64]:
+    """Cross-entropy in nats of every token of a stream (N,) -> (N,); 0 for the first, which nothing stands before."""
+    nats = np.zeros(len(stream), dtype=np.float64)
+    context, last = model.config.context, len(stream) - 1
+    begin = min(context, last)
+    if begin > 0:
+        nats[1 : begin + 1] = _window_nats(model, stream, [0], begin, begin)[0]
+    step = max(1, context // 2)
+    # Window k scores the tokens after `begins[k] + context - step`; the last one is moved back to end with the stream.
+    ends = [*range(begin + step, last, step), last] if last > begin else []
+    for at in range(0, len(ends), batch):
+        these = ends[at : at + batch]
+        losses = _window_nats(model, stream, [end - context for end in these], context, step)
+        for end, row in zip(these, losses, strict=True):
+            fresh = min(step, end - begin)
+            nats[end - fresh + 1 : end + 1] = row[-fresh:]
+            begin = end
+    return nats
+
+
+def _window_nats(model: GPT, stream: NDArray[np.int64], starts: list[int], length: int, scored: int) -> NDArray[np.float64]:
+    """Nats (B, scored) of the last `scored` labels of windows that read `length` tokens; only these reach the head."""
+    cut = np.stack([stream[start : start + length + 1] for start in starts])
+    windows = torch.from_numpy(cut).to(model.embedding.weight.device)  # (B, T + 1)
+    logits = model.logits(model.hidden(windows[:, :-1])[:, -scored:]).float()  # (B, S, V)
+    losses = F.cross_entropy(logits.flatten(0, 1), windows[:, -scored:].flatten(), reduction="none")
+    return losses.view(len(starts), scored).double().cpu().numpy()
+
+
+def _metrics(scores: pandas.DataFrame, xz: float, config: EvaluationConfig) -> dict[str, Any]:
+    draws = {"resamples": config.resamples, "seed": config.seed}
+    per_byte = ratio_interval(scores["bits"], scores["bytes"], **draws)
+    per_token = ratio_interval(scores["bits"], scores["tokens"], **draws)
+    return {
+        "bits_per_byte": measured(per_byte, {XZ: beside_number(per_byte, xz, higher_is_better=False)}),
+        "perplexity": measured(per_token.transformed(lambda bits: 2.0 ** min(bits, 1000.0))),
+    }
+
+
+def _xz(train: list[str], test: pandas.DataFrame) -> dict[str, float]:
+    """`xz -9` on all test documents, under the empty name, and on those of every source."""
+    tests = {str(source): rows["text"].tolist() for source, rows in test.groupby("source", sort=True)}
+    return xz_bits_per_byte(train, {"": [text for texts in tests.values() for text in texts], **tests})
+
+
+def _size(scores: pandas.DataFrame) -> dict[str, int]:
+    return {"documents": len(scores), "bytes": int(scores["bytes"].sum()), "tokens": int(scores["tokens"].sum())}
+
+
+def _text_size(documents: pandas.DataFrame) -> dict[str, int]:
+    return {"documents": len(documents), "bytes": sum(len(text.encode()) for text in documents["text"])}
+
+
+def _continuations(predictor: Predictor, test: pandas.DataFrame, config: EvaluationConfig) -> list[dict[str, str]]:
+    """The model's likeliest continuation of each prompt, and a drawn one."""
+    prompts = list(config.prompts) or _beginnings(test, config)
+    likeliest = predictor.predict(prompts, max_new_tokens=_SAMPLE_TOKENS)
+    drawn = predictor.predict(prompts, max_new_tokens=_SAMPLE_TOKENS, temperature=_TEMPERATURE, top_k=_TOP_K, seed=config.seed)
+    return [
+        {"prompt": prompt, "likeliest": greedy, "drawn": warm}
+        for prompt, greedy, warm in zip(prompts, likeliest, drawn, strict=True)
+    ]
+
+
+def _beginnings(test: pandas.DataFrame, config: EvaluationConfig) -> list[str]:
+    """Beginnings of test documents, drawn from the seed."""
+    order = np.random.default_rng(config.seed).permutation(len(test))[: config.samples]
+    return [_beginning(text) for text in test["text"].iloc[order]]
+
+
+def _beginning(text: str) -> str:
+    """At most the first half of a text, cut between two words where its script has spaces."""
+    flat = " ".join(text.split())
+    cut = flat[: min(_PROMPT_CHARACTERS, len(flat) // 2)]
+    return cut.rsplit(" ", 1)[0]
