@@ -1,0 +1,112 @@
+"""base: from shards to a pretrained model. The trainer is a process of its own; this task starts and follows it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptcore.artifacts import REPORT, Artifact, Numbers, Recipe, write_json
+from gptcore.config import ModelConfig, TrainingConfig
+from gptcore.evaluation.report import training_curves
+from gptcore.training.job import Job
+from gptcore.training.job import Run as TrainerRun
+from gptcore.training.journal import read_journal
+from gptcore.training.process import run_training
+from tasks.run import Run, stage_task
+
+_NO_RESULT = {"keep", "checkpoint_seconds"}
+"""Settings of training that cannot change its result."""
+
+
+@stage_task
+def train_base(
+    run: Run, name: str, model: ModelConfig, training: TrainingConfig, shards: Artifact, tokenizer: Artifact
+) -> Artifact:
+    """A model pretrained from random weights."""
+    settings = {"model": model.model_dump(mode="json"), "training": training_settings(training)}
+    recipe = Recipe("base", name, 1, settings, {"shards": shards.digest, "tokenizer": tokenizer.digest})
+    job = Job(
+        model=model,
+        training=training,
+        shards=str(shards.path),
+        shards_digest=shards.digest,
+        tokenizer=str(tokenizer.path / "tokenizer"),
+    )
+    return train(run, recipe, job, [shards, tokenizer])
+
+
+def training_settings(training: TrainingConfig) -> dict[str, Any]:
+    """What enters the fingerprint."""
+    return training.model_dump(mode="json", exclude=_NO_RESULT)
+
+
+def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifact:
+    """Train in the workspace of `recipe`, from wherever an earlier run got, and publish the model with its report."""
+    workspace = TrainerRun(run.store.workspace(recipe))
+    if recipe.stage in run.rebuild and not run.planning:
+        shutil.rmtree(workspace.folder, ignore_errors=True)
+
+    def follow(line: dict[str, Any]) -> None:
+        run.watcher.journal(recipe.stage, line)
+        if run.tracking is not None:
+            run.tracking.follow(recipe, workspace.journal)
+
+    def make(folder: Path) -> Numbers:
+        if not (workspace.model / "model.safetensors").exists():
+            run_training(workspace, job, follow)
+        # Moved, not copied: should a kill come before publishing, the last checkpoint gives the same model again.
+        workspace.model.rename(folder / "model")
+        return _report(workspace, job, folder)
+
+    return run.stage(recipe, make, inputs, resumable=True)
+
+
+def _report(workspace: TrainerRun, job: Job, folder: Path) -> Numbers:
+    """Journal, curves, resolved settings, hardware and cost beside the model; returns its numbers."""
+    report = folder / REPORT
+    report.mkdir()
+    shutil.copy(workspace.journal, report / "journal.jsonl")
+    shutil.copy(workspace.resolved_file, report / "resolved.json")
+    training_curves(workspace.journal, report / "curves.png")
+    from gptcore.evaluation.samples import write_samples  # loads torch
+
+    write_samples(folder / "model", Path(job.shards), report / "samples.md")
+    resolved = workspace.resolved()
+    assert resolved is not None
+    lines = read_journal(workspace.journal)
+    last: dict[str, float] = {}
+    for line in lines:
+        last.update(line.get("values", {}))
+    speeds = [line["values"]["tokens_per_second"] for line in lines if "tokens_per_second" in line.get("values", {})]
+    resumed = sum(line.get("event") == "resumed" for line in lines)
+    settings = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+    seconds = resolved.tokens_per_step * resolved.steps / (sorted(speeds)[len(speeds) // 2] if speeds else 1.0)
+    hardware = {key: getattr(resolved, key) for key in ("device", "device_name", "threads", "processes", "precision")}
+    write_json(report / "hardware.json", hardware)
+    write_json(
+        report / "cost.json",
+        {"training_seconds": round(seconds, 1), "tokens": last.get("tokens", 0.0), "resumed": resumed},
+    )
+    numbers: dict[str, float | int | str] = {
+        "parameters": _parameters(folder / "model" / "model.safetensors"),
+        "vocabulary": settings["vocabulary"],
+        "steps": resolved.steps,
+        "tokens": last.get("tokens", 0.0),
+        "tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else 0.0,
+    }
+    numbers |= {key.replace("/", "_"): value for key, value in last.items() if key.startswith(("train/", "valid/"))}
+    return numbers
+
+
+def _parameters(file: Path) -> int:
+    """Number of weights in a safetensors file, from its header alone."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            count = 1
+            for size in entry["shape"]:
+                count *= size
+            total += count
+    return total

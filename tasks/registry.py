@@ -1,0 +1,386 @@
+"""Registered models: names, versions, aliases. A version carries its evidence; a change of champion cannot be half done.
+
+    <name>          versions of the base              champion    what everybody uses
+    <name>-<task>   versions of a task's model        previous    the champion before it
+                                                      challenger  the newest that was not better
+
+Loading an MLflow model executes code that lies in it, so nothing here does: a reference is resolved to a folder of settings,
+weights and tokenizer, in the store or downloaded and checked, and gptcore opens it.
+"""
+
+import contextlib
+import getpass
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from gptcore.artifacts import Artifact, digest_of, load_artifact, sha256_file
+from gptcore.errors import ArtifactError, CorruptArtifactError, GptcoreError, ModelNotFoundError, RegistryError
+from tasks.breaker import root_cause
+from tasks.tracking import Connection, Tracking
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+_HISTORY = "gptcore.history."
+_REFERENCE = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
+_RETRY = 5.0
+"""Seconds between two tries to register."""
+# Anything else may pass: a server that is down or restarts, a database that is locked.
+_FINAL = {"INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED"}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version of a model."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    digest: str
+    """Of the artifact it was made from."""
+    metrics: Mapping[str, float]
+    path: Path
+    """Where the artifact lay when it was registered."""
+    run_id: str | None
+    """MLflow's run that built it."""
+    created: datetime
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """What it was registered with beside its metrics: verdict, cost, the parents' digests."""
+
+    def as_row(self) -> dict[str, Any]:
+        """All of it as plain values, for a table or JSON."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "aliases": list(self.aliases),
+            "digest": self.digest,
+            "created": self.created.isoformat(sep=" ", timespec="minutes"),
+            "metrics": dict(self.metrics),
+            "path": str(self.path),
+            "mlflow_run_id": self.run_id,
+            **self.evidence,
+        }
+
+
+def registered_name(artifact: Artifact) -> str:
+    """The name under which the model of a base or fine-tuning artifact is registered."""
+    return artifact.name if artifact.stage == "base" else f"{artifact.name}-{artifact.stage.removeprefix('finetune-')}"
+
+
+class Registry:
+    """The model registry of a home. `say` hears what is worth a line."""
+
+    def __init__(self, home: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.home = home
+        self.connection = Connection(home)
+        self._say = say
+
+    # -------------------------------------------------------------------------------------------------- register --
+
+    def register(self, tracking: Tracking, artifact: Artifact, evidence: Mapping[str, Any], patience: float = 120.0) -> Version:
+        """Register the model of an artifact; the version it has already, unchanged, if its digest is known.
+
+        `evidence` has `metrics` (name -> number) and whatever else speaks for it, such as `cost`. A registry
+        that cannot be reached is waited for up to `patience` seconds, then `RegistryError` is raised.
+        """
+        deadline = time.monotonic() + patience
+        told = False
+        while True:
+            try:
+                return self._register(tracking, artifact, evidence)
+            except GptcoreError:
+                raise
+            except Exception as error:  # as in Breaker: no list is complete
+                if getattr(error, "error_code", None) in _FINAL:
+                    raise self._refused(error) from error
+                if time.monotonic() + _RETRY > deadline:
+                    raise RegistryError(
+                        f"{registered_name(artifact)} could not be registered at {self.connection.address} within "
+                        f"{patience:.0f} seconds ({root_cause(error)}); everything is kept and the next gptcore run "
+                        "will only register"
+                    ) from error
+                if not told:
+                    self._say(f"waiting up to {patience:.0f} seconds for the registry at {self.connection.address}")
+                    told = True
+                time.sleep(_RETRY)
+
+    def _register(self, tracking: Tracking, artifact: Artifact, evidence: Mapping[str, Any]) -> Version:
+        name, client = registered_name(artifact), self.connection.client
+        model_id = tracking.ship_model(artifact)
+        with self._lock(name):
+            if self._find(name) is None:
+                client.create_registered_model(name, tags={"gptcore.stage": artifact.stage})
+            for known in self._versions(name):
+                if known.digest == artifact.digest:
+                    return known
+            manifest = artifact.manifest()
+            tags = {
+                "gptcore.digest": artifact.digest,
+                "gptcore.artifact": str(artifact.path),
+                "gptcore.model_digest": model_digest(manifest),
+                "gptcore.parents": json.dumps(manifest["inputs"]),
+                **{f"gptcore.{key}": _text(value) for key, value in evidence.items()},
+            }
+            run_id = client.get_logged_model(model_id).source_run_id
+            with self.connection.as_global():
+                made = client.create_model_version(
+                    name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=0
+                )
+            client.set_logged_model_tags(
+                model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])}
+            )
+            return next(version for version in self._versions(name) if version.version == int(made.version))
+
+    # --------------------------------------------------------------------------------------------------- promote --
+
+    def promote(self, name: str, version: int, reason: str, *, forced: bool = False) -> Version:
+        """Make a version the champion and the champion before it `previous`; `reason` stays in the history.
+
+        The intent is written first, so that a change that is cut short is completed by the next command.
+        """
+        with self._reached(), self._lock(name):
+            self._settle(name)
+            aliases = self._aliases(name)
+            self._require(name, version)
+            before = aliases.get(CHAMPION)
+            if before != version:
+                entry = {"from": before, "to": version, "reason": reason, "forced": forced, "user": _user()}
+                key = _HISTORY + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+                self._note(name, key, entry, done=False)
+                self._change(name, key, entry)
+            return self._require(name, version)
+
+    def challenge(self, name: str, version: int, verdict: str = "not better than the champion") -> Version:
+        """Let a version that was not better be known as the challenger."""
+        with self._reached(), self._lock(name):
+            self._require(name, version)
+            self._judge(name, version, verdict)
+            self.connection.client.set_registered_model_alias(name, CHALLENGER, str(version))
+            return self._require(name, version)
+
+    def complete_unfinished(self, name: str) -> list[str]:
+        """Finish a change of champion that was cut short, and notice one that was made elsewhere; what was done, in words."""
+        with self._reached(), self._lock(name):
+            return self._settle(name) if self._find(name) is not None else []
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Every change of champion, oldest first: `time`, `from`, `to`, `reason`, `forced`, `user`, `done`."""
+        with self._reached():
+            return [{"time": key.removeprefix(_HISTORY), **entry} for key, entry in self._history(name).items()]
+
+    def _judge(self, name: str, version: int, verdict: str) -> None:
+        self.connection.client.set_model_version_tag(name, str(version), "gptcore.verdict", verdict)
+
+    def _change(self, name: str, key: str, entry: dict[str, Any]) -> None:
+        client = self.connection.client
+        if entry["from"] is not None:
+            client.set_registered_model_alias(name, PREVIOUS, str(entry["from"]))
+        client.set_registered_model_alias(name, CHAMPION, str(entry["to"]))
+        if self._aliases(name).get(CHALLENGER) == entry["to"]:
+            client.delete_registered_model_alias(name, CHALLENGER)
+        self._judge(name, entry["to"], f"forced: {entry['reason']}" if entry["forced"] else entry["reason"])
+        self._note(name, key, entry, done=True)
+
+    def _settle(self, name: str) -> list[str]:
+        said = []
+        champion, last = self._aliases(name).get(CHAMPION), None
+        for key, entry in self._history(name).items():
+            if not entry["done"] and champion in (entry["from"], entry["to"]):
+                self._change(name, key, entry)
+                champion = entry["to"]
+                said.append(f"{name}: completed the change of champion to version {champion} that was cut short")
+            elif not entry["done"]:
+                self._note(name, key, {**entry, "abandoned": True}, done=True)
+                continue
+            last = entry["to"]
+        if self._history(name) and champion != last:
+            said.append(f"{name}: the champion was changed elsewhere, from version {last} to {champion or 'none'}")
+            entry = {"from": last, "to": champion, "reason": "changed elsewhere", "forced": False, "user": None}
+            self._note(name, _HISTORY + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), entry, done=True)
+        for sentence in said:
+            self._say(sentence)
+        return said
+
+    def _note(self, name: str, key: str, entry: Mapping[str, Any], *, done: bool) -> None:
+        self.connection.client.set_registered_model_tag(name, key, json.dumps({**entry, "done": done}))
+
+    def _history(self, name: str) -> dict[str, dict[str, Any]]:
+        model = self._find(name)
+        tags = model.tags if model is not None else {}
+        return {key: json.loads(tags[key]) for key in sorted(tags) if key.startswith(_HISTORY)}
+
+    # ---------------------------------------------------------------------------------------------------- look up --
+
+    def names(self) -> list[str]:
+        """All registered names."""
+        with self._reached():
+            return sorted(str(model.name) for model in self._pages(self.connection.client.search_registered_models))
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a name, oldest first; none for an unknown name."""
+        with self._reached():
+            return self._versions(name) if self._find(name) is not None else []
+
+    def all_versions(self) -> list[Version]:
+        """Every version of every name, newest first."""
+        found = [version for name in self.names() for version in self.versions(name)]
+        return sorted(found, key=lambda version: version.created, reverse=True)
+
+    def champion(self, name: str) -> Version | None:
+        """The version that everybody uses, if one was promoted."""
+        return next((version for version in self.versions(name) if CHAMPION in version.aliases), None)
+
+    def find(self, reference: str) -> Version:
+        """The version behind `name` (its champion), `name@alias` or `name/3`. Raises `ModelNotFoundError`, listing them all."""
+        match = _REFERENCE.fullmatch(reference)
+        versions = self.versions(match["name"]) if match else []
+        for version in versions:
+            if match and match["version"] is not None and version.version == int(match["version"]):
+                return version
+            if match and match["version"] is None and (match["alias"] or CHAMPION) in version.aliases:
+                return version
+        known = [f"{v.name}/{v.version}" + "".join(f" @{alias}" for alias in v.aliases) for v in self.all_versions()]
+        raise ModelNotFoundError(
+            f"there is no model {reference!r}; there are: {', '.join(known)}"
+            if known
+            else f"there is no model {reference!r}, and none is registered yet; make one with: gptcore run"
+        )
+
+    def resolve(self, reference: str) -> Path:
+        """The model folder behind a reference: in the store if it is there unchanged, else downloaded and checked.
+
+        Raises `ModelNotFoundError`, `RegistryError`, or `CorruptArtifactError` when the download is not what was registered.
+        """
+        version = self.find(reference)
+        with contextlib.suppress(ArtifactError):
+            artifact = load_artifact(version.path)
+            if artifact.digest == version.digest:
+                return artifact.path / "model"
+        return self._download(version)
+
+    def _download(self, version: Version) -> Path:
+        folder = self.home / "cache" / "models" / f"{version.name}-{version.version}-{version.digest[:12]}"
+        if folder.is_dir():
+            return folder / "model"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._reached(), FileLock(folder.with_suffix(".lock")):
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            import mlflow.artifacts
+
+            place = self.connection.client.get_model_version_download_uri(version.name, str(version.version))
+            loaded = mlflow.artifacts.download_artifacts(
+                artifact_uri=f"{place.rstrip('/')}/artifacts/model", dst_path=str(partial), tracking_uri=self.connection.uri
+            )
+            files = [file for file in sorted(Path(loaded).rglob("*")) if file.is_file()]
+            found = digest_of({str(file.relative_to(loaded)): sha256_file(file) for file in files})
+            if found != version.evidence.get("model_digest"):
+                shutil.rmtree(partial)
+                raise CorruptArtifactError(
+                    f"the files of {version.name}/{version.version} at {place} are not those that were registered; "
+                    "train it again with gptcore run, or use another version"
+                )
+            partial.rename(folder)
+        return folder / "model"
+
+    # ----------------------------------------------------------------------------------------------------- basics --
+
+    def _find(self, name: str) -> "RegisteredModel | None":
+        return self.connection.find(self.connection.client.get_registered_model, name)
+
+    def _aliases(self, name: str) -> dict[str, int]:
+        model = self._find(name)
+        return {alias: int(version) for alias, version in model.aliases.items()} if model is not None else {}
+
+    def _versions(self, name: str) -> list[Version]:
+        search, aliases = self.connection.client.search_model_versions, self._aliases(name)
+        found = [_version(made, aliases) for made in self._pages(search, filter_string=f"name = '{name}'")]
+        return sorted(found, key=lambda version: version.version)
+
+    def _require(self, name: str, version: int) -> Version:
+        for known in self._versions(name):
+            if known.version == version:
+                return known
+        raise ModelNotFoundError(
+            f"{name} has no version {version}; it has: {', '.join(str(v.version) for v in self._versions(name)) or 'none'}"
+        )
+
+    def _pages(self, search: Callable[..., Any], **what: Any) -> Iterator[Any]:
+        token = None
+        while True:
+            page = search(**what, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _lock(self, name: str) -> FileLock:
+        folder = self.home / "locks"
+        folder.mkdir(exist_ok=True)
+        return FileLock(folder / f"registry-{name}.lock")
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except GptcoreError:
+            raise
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> RegistryError:
+        return RegistryError(
+            f"the model registry at {self.connection.address} refused or cannot be reached ({root_cause(error)}); "
+            "check MLFLOW_TRACKING_URI and that its server runs, then try again"
+        )
+
+
+def model_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 over the files of an artifact's model folder, as its manifest lists them."""
+    files = manifest["files"].items()
+    return digest_of({name.removeprefix("model/"): entry["sha256"] for name, entry in files if name.startswith("model/")})
+
+
+def _version(made: "ModelVersion", aliases: Mapping[str, int]) -> Version:
+    tags = {key.removeprefix("gptcore."): value for key, value in made.tags.items() if key.startswith("gptcore.")}
+    digest, path, metrics = tags.pop("digest", ""), tags.pop("artifact", ""), json.loads(tags.pop("metrics", "{}"))
+    number = int(made.version)
+    return Version(
+        name=made.name,
+        version=number,
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
+        digest=digest,
+        metrics=metrics,
+        path=Path(path),
+        run_id=made.run_id or None,
+        created=datetime.fromtimestamp(made.creation_timestamp / 1000, UTC),
+        evidence={key: _value(value) for key, value in tags.items()},
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text) if text.startswith(("{", "[")) else text
+    except ValueError:
+        return text
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
