@@ -1,0 +1,101 @@
+"""From what a person types to a folder: a registry name, an artifact, a checkpoint, the name of a stage."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptcore.artifacts import MANIFEST, load_artifact, read_manifest, write_json
+from gptcore.errors import ArtifactError, ModelNotFoundError
+
+Registry = Callable[[], Any]
+"""Opens the registry; only called when a name needs it, since MLflow takes a second to import."""
+
+
+def model_folder(what: str, home: Path, registry: Registry) -> Path:
+    """The model folder behind `what`. Raises `ModelNotFoundError`; nothing that lies there is executed."""
+    path = Path(what)
+    if path.is_dir():
+        for folder in (path, path / "model"):
+            if (folder / "model.json").is_file():
+                return folder.absolute()
+        if (path / "checkpoint.json").is_file():
+            return _from_checkpoint(path.absolute(), home)
+        raise ModelNotFoundError(f"{what} is neither a model folder, nor an artifact with a model, nor a checkpoint")
+    if path.exists() or what.startswith((".", "/")):
+        raise ModelNotFoundError(f"{what} is no folder; give a model's name, an artifact's or a checkpoint's folder")
+    resolved: Path = registry().resolve(what)
+    return resolved
+
+
+def find_artifact(what: str, home: Path, registry: Registry) -> Path:
+    """The artifact's folder behind a path, the name of a stage (its newest artifact) or a model. Raises `ArtifactError`."""
+    path = Path(what)
+    if path.is_dir():
+        for folder in (path, path.parent):
+            if (folder / MANIFEST).is_file():
+                return folder.absolute()
+        raise ArtifactError(f"{what} is not a finished artifact: it has no {MANIFEST}")
+    stages = list((home / "store" / what).glob(f"*/*/{MANIFEST}")) if "/" not in what and what else []
+    if stages:
+        return max(stages, key=lambda manifest: str(read_manifest(manifest.parent)["built_at"])).parent
+    folder = model_folder(what, home, registry).parent
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{what} lies in MLflow only, not in the store of {home}; it was checked when it was fetched")
+    return folder
+
+
+def describe(what: str, home: Path, registry: Registry) -> dict[str, Any]:
+    """Facts of an artifact or a registered version, as plain values."""
+    facts: dict[str, Any] = {}
+    if not Path(what).is_dir() and not (home / "store" / what).is_dir():
+        facts = registry().find(what).as_row()
+    try:
+        path = find_artifact(what, home, registry)
+    except ArtifactError:
+        if not facts:
+            raise
+        return facts
+    artifact, manifest = load_artifact(path), read_manifest(path)
+    keys = (
+        "stage",
+        "name",
+        "fingerprint",
+        "digest",
+        "built_at",
+        "seconds",
+        "git_commit",
+        "numbers",
+        "settings",
+        "inputs",
+    )
+    facts |= {key: manifest[key] for key in keys if key not in facts}
+    facts["path"] = str(artifact.path)
+    facts["files"] = {name: entry["size"] for name, entry in manifest["files"].items()}
+    return facts
+
+
+def _from_checkpoint(checkpoint: Path, home: Path) -> Path:
+    """A model folder made of a checkpoint's weights and of its run's settings and tokenizer."""
+    job_file = checkpoint.parent.parent / "job.json"
+    if not job_file.is_file():
+        raise ModelNotFoundError(f"{checkpoint} lies outside its run folder, whose job.json says what model it is")
+    job: dict[str, Any] = json.loads(job_file.read_text(encoding="utf-8"))
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
+    sha256 = str(manifest["files"]["model.safetensors"]["sha256"])
+    folder = home / "cache" / "checkpoints" / sha256[:16]
+    if not (folder / "model.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(job["tokenizer"], folder / "tokenizer")
+        os.link(checkpoint / "model.safetensors", folder / "model.safetensors")
+        tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+        write_json(
+            folder / "model.json",
+            {
+                "model": job["model"], "vocabulary": tokenizer["vocabulary"], "tokenizer": manifest["identity"]["tokenizer"],
+                "task": job["task"],
+            },
+        )  # fmt: skip
+    return folder

@@ -1,0 +1,50 @@
+"""Around every flow: the home, who watches, MLflow's parent run, and a clean end however the run ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from prefect.runtime import flow_run
+
+from gptcore.artifacts import Store, home_folder
+from gptcore.config import PipelineConfig
+from tasks.active import ActiveRun
+from tasks.run import Run, Silent, Watcher
+from tasks.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person at the command line wants beside the settings; a scheduled run has the defaults."""
+
+    watcher: Watcher = field(default_factory=Silent)
+    rebuild: frozenset[str] = frozenset()
+
+
+OPTIONS: ContextVar[Options] = ContextVar("options", default=Options())  # noqa: B039  (frozen)
+
+
+@contextmanager
+def open_run(config: PipelineConfig) -> Iterator[Run]:
+    """The run that tasks are handed, inside a Prefect flow. MLflow's parent run begins and ends with the block."""
+    options = OPTIONS.get()
+    store = Store(home_folder())
+    tracking = Tracking(store.home, config.name, options.watcher.say)
+    run = Run(store, options.watcher, tracking, options.rebuild)
+    with ActiveRun(store.home, config.name) as active:
+        flow_run_id = str(flow_run.get_id() or "")
+        active.note(prefect_flow_run_id=flow_run_id)
+        tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
+        active.note(mlflow_run_id=tracking.start_pipeline(config.model_dump(mode="json"), tags))
+        try:
+            yield run
+        except BaseException as error:
+            tracking.end_pipeline("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        tracking.end_pipeline("FINISHED", run.metrics, run.results)
+
+
+def plan_run() -> Run:
+    """A run that builds nothing and notes what it would do."""
+    return Run(Store(home_folder()), Silent(), rebuild=OPTIONS.get().rebuild)

@@ -1,0 +1,208 @@
+"""One calm display on standard error: a line per stage that stays, and one line that moves while the trainer works."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+import pandas
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from gptcore.artifacts import Artifact, Decision
+
+
+class Terminal:
+    """Shows a run to a person. Without a terminal (a log file, CI) only the lines that stay are written."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        file = file or sys.stderr
+        # A log file has no width of its own.
+        self.console = Console(file=file, highlight=False, width=None if file.isatty() else 150)
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", justify="left"), BarColumn(bar_width=24), _Facts(),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self._task: Any = None
+        self._steps, self._seen = 0, (0, 0.0)
+        self._said_at = 0.0
+
+    def __enter__(self) -> "Terminal":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage(self, stage: str) -> None:
+        """A stage is being built."""
+        self._remove()
+        self._steps, self._seen = 0, (0, 0.0)
+        self._task = self._progress.add_task(stage, total=None, facts="")
+
+    def journal(self, stage: str, line: Mapping[str, Any]) -> None:
+        """A line of the trainer's journal: what happened stays, what was measured moves the bar."""
+        if line["kind"] == "event":
+            self._event(stage, line)
+        elif self._task is not None and "train/loss" in line["values"]:
+            values = line["values"]
+            speed, loss = values["tokens_per_second"], values["train/loss"]
+            left = (self._steps - line["step"]) * values["tokens"] / max(1, line["step"]) / max(1.0, speed)
+            facts = f"step {line['step']}/{self._steps}  loss {loss:.3f}  {_count(speed)} tokens/s  {_duration(left)} left"
+            self._progress.update(self._task, completed=line["step"], total=self._steps, facts=facts)
+            if not self.console.is_terminal and time.monotonic() - self._said_at > 30:
+                self._said_at = time.monotonic()
+                self.say(f"  {stage}: {facts}")
+
+    def _event(self, stage: str, line: Mapping[str, Any]) -> None:
+        if line["event"] == "resolved":
+            self._steps = line["steps"]
+        if line["event"] == "resumed":
+            self._steps = line.get("steps", self._steps)
+        if line["event"] not in ("checkpoint", "finished"):
+            self.say(f"  [dim]{stage}: {escape(line['text'])}[/dim]")
+
+    def done(self, artifact: Artifact) -> None:
+        """A stage is there."""
+        self._remove()
+        how = "[cyan]reused[/cyan]" if artifact.reused else f"[green]built[/green] in {_duration(artifact.seconds)}"
+        self.say(f"[bold]{artifact.stage:<22}[/bold] {how:<28}  [dim]{escape(_some(artifact.numbers))}[/dim]")
+
+    def say(self, text: str) -> None:
+        """A line that stays; rich's markup is allowed."""
+        self.console.print(text)
+
+    def _remove(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+
+class _Facts(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        elapsed = f"{_duration(task.elapsed or 0)}"
+        return Text(task.fields.get("facts") or elapsed, style="dim")
+
+
+# -------------------------------------------------------------------------------------------------------- tables --
+
+
+def closing(
+    artifacts: Mapping[str, Artifact], numbers: pandas.DataFrame, models: list[dict[str, Any]], sample: tuple[str, str] | None,
+    seconds: float,
+) -> Group:  # fmt: skip
+    """What a run ends with: its stages, the numbers beside their baselines, a sample, the registered models."""
+    parts: list[Any] = [_stages(artifacts), _numbers(numbers)]
+    if sample is not None:
+        prompt, answer = sample
+        text = Text.assemble((prompt, "bold"), answer)
+        parts.append(Panel(text, title="a sample of the base", title_align="left", border_style="dim"))
+    parts.append(_models(models))
+    reused = sum(artifact.reused for artifact in artifacts.values())
+    built = len(artifacts) - reused
+    if built == 0:
+        parts.append(Text(f"Nothing changed: all {reused} stages were reused. {_duration(seconds)}.", style="bold"))
+    else:
+        parts.append(Text(f"{built} stage(s) built, {reused} reused, in {_duration(seconds)}.", style="bold"))
+    return Group(*parts)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _stages(artifacts: Mapping[str, Artifact]) -> Table:
+    table = _table("stage", "", "seconds", "what it is")
+    for stage, artifact in artifacts.items():
+        how = Text("reused", "cyan") if artifact.reused else Text("built", "green")
+        table.add_row(stage, how, "" if artifact.reused else f"{artifact.seconds:.0f}", Text(_some(artifact.numbers), "dim"))
+    return table
+
+
+def _numbers(rows: pandas.DataFrame) -> Table:
+    table = _table("model", "metric", "value", "95 % interval", "beside it", "", "")
+    for row in rows.to_dict("records"):
+        beside = isinstance(row["baseline"], str)
+        against, verdict = (f"{row['baseline_value']:.3f}", str(row["verdict"])) if beside else ("", "")
+        style = {"better": "green", "worse": "red"}.get(verdict, "yellow")
+        ours = (str(row["model"]), str(row["metric"]), f"{row['value']:.3f}", f"{row['low']:.3f} – {row['high']:.3f}")
+        table.add_row(*ours, str(row["baseline"]) if beside else "", against, Text(verdict, style))
+    return table
+
+
+def _models(models: list[dict[str, Any]]) -> Table:
+    table = _table("registered", "version", "aliases", "")
+    for model in models:
+        table.add_row(model["name"], str(model["version"]), ", ".join(model["aliases"]), Text(model.get("verdict", ""), "dim"))
+    return table
+
+
+def plan_table(decisions: Mapping[str, Decision]) -> Table:
+    """What a run would do."""
+    table = _table("stage", "", "why")
+    for stage, decision in decisions.items():
+        style = {"reuse": "cyan", "resume": "yellow"}.get(decision.action, "green")
+        table.add_row(stage, Text(decision.action, style), Text(decision.reason, "dim"))
+    return table
+
+
+def models_table(rows: list[dict[str, Any]]) -> Table:
+    """Registered versions, newest first."""
+    table = _table("model", "version", "aliases", "headline", "", "registered", "digest")
+    for row in rows:
+        table.add_row(
+            row["name"], str(row["version"]), ", ".join(row["aliases"]), str(row.get("headline", "")),
+            Text(str(row.get("verdict", "")), "dim"), str(row.get("created", "")), Text(row["digest"][:12], "dim"),
+        )  # fmt: skip
+    return table
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """Nested facts, a line each."""
+    table = _table("", "")
+    table.show_header = False
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            for inner, entry in _flat(value):
+                table.add_row(Text(f"{key}.{inner}", "dim"), str(entry))
+        else:
+            table.add_row(Text(key, "dim"), str(value))
+    return table
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            yield from _flat(entry, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry
+
+
+def _some(numbers: Mapping[str, float | int | str], most: int = 4) -> str:
+    """The first few numbers of an artifact, in words."""
+    shown = [f"{key.replace('_', ' ')} {_figure(value)}" for key, value in list(numbers.items())[:most]]
+    return ", ".join(shown)
+
+
+def _figure(value: float | int | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
