@@ -1,0 +1,142 @@
+import json
+import shutil
+import socket
+import time
+
+import pytest
+
+from gptcore.artifacts import Recipe, load_artifact
+from gptcore.errors import CorruptArtifactError, ModelNotFoundError, RegistryError
+from tasks.registry import registered_name
+
+
+@pytest.fixture
+def two(bench):
+    """Two versions of a model."""
+    for seed in (0, 1):
+        evidence = {"metrics": {"bits_per_byte": 1.3 - seed / 10}, "cost": {"seconds": 12.5}}
+        bench.registry.register(bench.tracking, bench.weights(seed), evidence)
+    return bench
+
+
+def aliases(bench):
+    return {version.version: version.aliases for version in bench.registry.versions("docs-gpt")}
+
+
+def test_a_digest_is_registered_once_and_its_version_carries_its_evidence(bench):
+    base = bench.weights()
+    evidence = {"metrics": {"bits_per_byte": 1.3}, "headline": "bits per byte 1.3", "cost": {"seconds": 12.5}}
+    first = bench.registry.register(bench.tracking, base, evidence)
+    assert (first.name, first.version, first.aliases, first.digest) == ("docs-gpt", 1, (), base.digest)
+    assert (first.metrics, first.path) == ({"bits_per_byte": 1.3}, base.path)
+    assert first.run_id == bench.run_of("base").info.run_id
+    assert first.evidence["headline"] == "bits per byte 1.3"
+    assert first.evidence["cost"] == {"seconds": 12.5}
+    assert first.evidence["parents"] == {"shards": "1" * 64}
+    assert first.as_row().items() >= {"name": "docs-gpt", "version": 1, "headline": "bits per byte 1.3"}.items()
+
+    bench.new_run()
+    assert bench.registry.register(bench.tracking, base, {"metrics": {"bits_per_byte": 9.9}}) == first
+    assert len(bench.registry.all_versions()) == 1
+
+
+def test_task_models_have_names_of_their_own(bench):
+    recipe = Recipe("finetune-summarize", "docs-gpt", 1, {}, {})
+    bench.tracking.start_stage(recipe)
+    artifact = bench.store.build(recipe, lambda folder: (folder / "model").mkdir() or (folder / "model" / "x").touch() or {})
+    assert registered_name(artifact) == "docs-gpt-summarize"
+    assert bench.registry.register(bench.tracking, artifact, {"metrics": {}}).version == 1
+    assert bench.registry.names() == ["docs-gpt-summarize"]
+
+
+def test_promoting_moves_champion_and_previous_and_is_remembered(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    assert aliases(two) == {1: ("champion",), 2: ()}
+    two.registry.challenge("docs-gpt", 2)
+    assert aliases(two)[2] == ("challenger",)
+    assert two.registry.find("docs-gpt@challenger").evidence["verdict"] == "not better than the champion"
+    assert two.registry.promote("docs-gpt", 2, "I like it", forced=True).aliases == ("champion",)
+    assert aliases(two) == {1: ("previous",), 2: ("champion",)}
+    assert two.registry.find("docs-gpt").evidence["verdict"] == "forced: I like it"
+    two.registry.promote("docs-gpt", 2, "again")
+    history = two.registry.history("docs-gpt")
+    assert [(entry["from"], entry["to"], entry["reason"], entry["forced"]) for entry in history] == [
+        (None, 1, "the first version", False),
+        (1, 2, "I like it", True),
+    ]
+    assert two.registry.champion("docs-gpt").version == 2
+    assert two.said == []
+
+
+def test_a_change_of_champion_that_was_cut_short_is_completed(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    intent = {"from": 1, "to": 2, "reason": "better", "forced": False, "user": None, "done": False}
+    two.client.set_registered_model_tag("docs-gpt", "gptcore.history.2999-01-01T00:00:00.000000Z", json.dumps(intent))
+    two.client.set_registered_model_alias("docs-gpt", "previous", "1")
+    (sentence,) = two.registry.complete_unfinished("docs-gpt")
+    assert "cut short" in sentence
+    assert aliases(two) == {1: ("previous",), 2: ("champion",)}
+    assert all(entry["done"] for entry in two.registry.history("docs-gpt"))
+    assert two.registry.complete_unfinished("docs-gpt") == []
+
+
+def test_a_champion_that_was_changed_elsewhere_is_reported_once(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    two.client.set_registered_model_alias("docs-gpt", "champion", "2")
+    (sentence,) = two.registry.complete_unfinished("docs-gpt")
+    assert "changed elsewhere, from version 1 to 2" in sentence
+    assert two.said == [sentence]
+    assert two.registry.complete_unfinished("docs-gpt") == []
+    assert two.registry.history("docs-gpt")[-1]["to"] == 2
+    assert two.registry.complete_unfinished("nobody") == []
+
+
+def test_references_lead_to_the_folder_in_the_store(two):
+    two.registry.promote("docs-gpt", 2, "better")
+    first, second = (version.path / "model" for version in two.registry.versions("docs-gpt"))
+    assert two.registry.resolve("docs-gpt/1") == first
+    assert two.registry.resolve("docs-gpt") == two.registry.resolve("docs-gpt@champion") == second
+
+
+def test_a_model_that_left_the_store_is_downloaded_and_checked_and_never_executed(two):
+    first, second = two.registry.versions("docs-gpt")
+    weights = (first.path / "model" / "model.safetensors").read_bytes()
+    for version in (first, second):
+        shutil.rmtree(version.path)
+    for file in two.home.rglob("mlartifacts/**/pyfunc_model.py"):
+        file.write_text("raise SystemExit('executed')")
+    folder = two.registry.resolve("docs-gpt/1")
+    assert folder.is_relative_to(two.home / "cache" / "models")
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (folder / "tokenizer" / "tokenizer.json").exists()
+    assert two.registry.resolve("docs-gpt/1") == folder
+
+    for file in two.home.rglob("mlartifacts/**/model.safetensors"):
+        file.write_bytes(b"other weights")
+    with pytest.raises(CorruptArtifactError, match="docs-gpt/2"):
+        two.registry.resolve("docs-gpt/2")
+
+
+def test_an_unknown_model_lists_what_there_is(bench):
+    with pytest.raises(ModelNotFoundError, match="none is registered yet"):
+        bench.registry.resolve("docs-gpt")
+    bench.registry.register(bench.tracking, bench.weights(), {"metrics": {}})
+    for reference in ("docs-gpt", "docs-gpt/2", "docs-gpt@nobody", "no/such/name", "x"):
+        with pytest.raises(ModelNotFoundError, match=r"there are: docs-gpt/1$"):
+            bench.registry.resolve(reference)
+    with pytest.raises(ModelNotFoundError, match="no version 7; it has: 1"):
+        bench.registry.promote("docs-gpt", 7, "why not")
+
+
+def test_an_unreachable_registry_is_waited_for_and_then_one_sentence_says_so(bench, monkeypatch):
+    base = bench.weights()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    away = type(bench)(bench.home)
+    started = time.monotonic()
+    with pytest.raises(RegistryError, match="the next gptcore run will only register"):
+        away.registry.register(away.tracking, load_artifact(base.path), {"metrics": {}}, patience=0.5)
+    with pytest.raises(RegistryError, match="check MLFLOW_TRACKING_URI"):
+        away.registry.versions("docs-gpt")
+    assert time.monotonic() - started < 10

@@ -1,0 +1,83 @@
+"""Schedule, journal, optimizers and batches, each alone."""
+
+import itertools
+import json
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcore.config import ModelConfig, OptimizerConfig
+from gptcore.model import GPT
+from gptcore.training.journal import Follower, Journal, cut_back, read_journal
+from gptcore.training.optimizers import Optimizers, clip
+from gptcore.training.schedule import rate_at
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
+def test_the_rate_rises_stays_and_falls_within_its_bounds(steps, warmup, decay):
+    config = OptimizerConfig(warmup=warmup, decay=decay, final_rate=0.1)
+    rates = [rate_at(step, steps, config) for step in range(steps)]
+    assert all(0.0 < rate <= 1.0 for rate in rates)
+    turns = [b - a for a, b in itertools.pairwise(rates)]
+    fallen = [index for index, turn in enumerate(turns) if turn < -1e-9]
+    assert all(turn <= 1e-9 for turn in turns[fallen[0] :]) if fallen else True
+
+
+def test_the_rate_of_a_worked_example():
+    config = OptimizerConfig(warmup=0.2, decay=0.5)
+    assert [round(rate_at(step, 10, config), 3) for step in range(10)] == [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+
+
+def test_a_journal_is_followed_while_it_grows_and_cut_back_on_resume(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal, follower = Journal(path), Follower(path)
+    journal.metrics(1, {"train/loss": 2.0})
+    journal.event(1, "checkpoint", "saved step 1")
+    assert [line["step"] for line in follower.lines()] == [1, 1]
+    journal.metrics(2, {"train/loss": 1.0})
+    journal.metrics(3, {"train/loss": 0.5})
+    with path.open("a") as file:
+        file.write('{"t": 1, "step": 4, "ki')  # a kill while writing
+    assert [line["step"] for line in follower.lines()] == [2, 3]
+    assert cut_back(path, 2) == 1
+    assert [line["step"] for line in read_journal(path)] == [1, 1, 2]
+    assert json.loads((tmp_path / "journal.tail-0.jsonl").read_text())["step"] == 3
+    journal.reopen()
+    journal.metrics(3, {"train/loss": 0.4})
+    assert [line["step"] for line in read_journal(path)] == [1, 1, 2, 3]
+
+
+def test_matrices_of_blocks_go_to_muon_and_everything_else_to_adamw():
+    model = GPT(ModelConfig(layers=1, width=16, heads=2, context=8), 30).initialise(0)
+    optimizers = Optimizers(model, OptimizerConfig())
+    model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
+    optimizers.step(1.0)
+    kinds = {}
+    for name in optimizers.state():
+        kind, weight, _ = name.split("/")
+        kinds[weight] = kind
+    assert len(kinds) == len(list(model.parameters()))
+    for name, weight in model.named_parameters():
+        assert kinds[name] == ("muon" if name.startswith("blocks") and weight.dim() == 2 else "adamw")
+
+
+def test_optimizer_state_survives_a_round_trip():
+    config = ModelConfig(layers=1, width=16, heads=2, context=8)
+
+    def step(model, optimizers, seed):
+        torch.manual_seed(seed)
+        model(torch.randint(30, (2, 8))).square().mean().backward()
+        clip(model, 1.0)
+        optimizers.step(1.0)
+
+    straight = GPT(config, 30).initialise(0)
+    first = Optimizers(straight, OptimizerConfig())
+    step(straight, first, 1)
+    resumed = GPT(config, 30)
+    resumed.load_state_dict(straight.state_dict())
+    second = Optimizers(resumed, OptimizerConfig())
+    second.load({name: value.clone() for name, value in first.state().items()})
+    step(straight, first, 2)
+    step(resumed, second, 2)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
