@@ -15,7 +15,7 @@ import typer
 
 from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig, load_config
-from gptcore.errors import GptcoreError, SettingsError
+from gptcore.errors import GptcoreError, Interrupted, SettingsError
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
@@ -45,15 +45,6 @@ def main() -> None:
     except GptcoreError as error:
         print(f"gptcore: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(
-            "gptcore: interrupted; what was finished and the last checkpoint are kept, run again to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has enough
-        sys.exit(0)
 
 
 # -------------------------------------------------------------------------------------------------------- running --
@@ -88,7 +79,7 @@ def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str
     # The person sees one message; Prefect's own log, with the traceback, is in its UI.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     home = open_home(home_folder())
-    with _terminate_like_ctrl_c(), private_server(home) as server:
+    with _interruptible(), private_server(home) as server:
         os.environ.update(server.client_environment())
         from flows.pipeline import pipeline  # imports prefect, while the server starts
         from flows.session import OPTIONS, Options
@@ -104,8 +95,8 @@ def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str
 
 
 @contextlib.contextmanager
-def _terminate_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: the trainer saves first."""
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does, after the trainer has saved, and both end it with one sentence."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -113,6 +104,8 @@ def _terminate_like_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; what was finished and the last checkpoint are kept, run again to go on") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -126,7 +119,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say for every stage whether a run would reuse or build it, and why."""
-    from flows.pipeline import chain
+    from flows.chain import Chain
     from flows.session import OPTIONS, Options, plan_run
     from flows.terminal import Terminal, plan_table
 
@@ -134,7 +127,7 @@ def plan(
     _check_stages(settings, rebuild or [])
     OPTIONS.set(Options(rebuild=frozenset(rebuild or [])))
     planned = plan_run()
-    chain(planned, settings)
+    Chain(planned, settings).promote()
     if as_json:
         print(json.dumps({stage: vars(decision) for stage, decision in planned.decisions.items()}, ensure_ascii=False))
     else:

@@ -1,0 +1,15 @@
+"""finetune: the task models, and before it whatever it is made of and is not there yet."""
+
+from prefect import flow
+
+from flows.chain import Chain
+from flows.session import open_run
+from gptcore.artifacts import Artifact
+from gptcore.config import PipelineConfig
+
+
+@flow(name="finetune")
+def finetune(config: PipelineConfig) -> dict[str, Artifact]:
+    """Build or reuse everything up to the fine-tuned models, by name."""
+    with open_run(config) as run:
+        return Chain(run, config).models

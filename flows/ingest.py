@@ -1,0 +1,15 @@
+"""ingest: the rows of every task and the corpus, and before it whatever it is made of and is not there yet."""
+
+from prefect import flow
+
+from flows.chain import Chain
+from flows.session import open_run
+from gptcore.artifacts import Artifact
+from gptcore.config import PipelineConfig
+
+
+@flow(name="ingest")
+def ingest(config: PipelineConfig) -> Artifact:
+    """Build or reuse the examples and the corpus."""
+    with open_run(config) as run:
+        return Chain(run, config).corpus

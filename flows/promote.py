@@ -1,0 +1,14 @@
+"""promote: a version that is registered already becomes champion, from Prefect's pages or on a schedule."""
+
+from typing import Any
+
+from prefect import flow
+
+from gptcore.artifacts import home_folder, open_home
+from tasks.promotion import promote_version
+
+
+@flow(name="promote")
+def promote(model: str, force: str | None = None) -> dict[str, Any]:
+    """Put `model` (name/version or name@alias) through the gate; `force` is a reason to skip it. Returns the verdict."""
+    return promote_version(open_home(home_folder()), model, force)

@@ -1,0 +1,15 @@
+"""tokenizer: the tokenizer and the corpus as token ids, and before it whatever it is made of and is not there yet."""
+
+from prefect import flow
+
+from flows.chain import Chain
+from flows.session import open_run
+from gptcore.artifacts import Artifact
+from gptcore.config import PipelineConfig
+
+
+@flow(name="tokenizer")
+def tokenizer(config: PipelineConfig) -> Artifact:
+    """Build or reuse everything up to the shards."""
+    with open_run(config) as run:
+        return Chain(run, config).shards
