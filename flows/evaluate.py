@@ -8,7 +8,7 @@ from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", flow_run_name="{config.name}")
 def evaluate(config: PipelineConfig) -> dict[str, Artifact]:
     """Build or reuse everything up to the evaluations, by the name of their model."""
     with open_run(config) as run:

@@ -8,7 +8,7 @@ from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
 
-@flow(name="finetune")
+@flow(name="finetune", flow_run_name="{config.name}")
 def finetune(config: PipelineConfig) -> dict[str, Artifact]:
     """Build or reuse everything up to the fine-tuned models, by name."""
     with open_run(config) as run:

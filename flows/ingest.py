@@ -8,7 +8,7 @@ from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
 
-@flow(name="ingest")
+@flow(name="ingest", flow_run_name="{config.name}")
 def ingest(config: PipelineConfig) -> Artifact:
     """Build or reuse the examples and the corpus."""
     with open_run(config) as run:

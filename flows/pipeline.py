@@ -8,7 +8,7 @@ from gptcore.config import PipelineConfig
 from tasks.promotion import Outcome
 
 
-@flow(name="pipeline")
+@flow(name="pipeline", flow_run_name="{config.name}")
 def pipeline(config: PipelineConfig) -> Outcome:
     """Build or reuse every stage, then register and promote what is better."""
     with open_run(config) as run:

@@ -8,7 +8,7 @@ from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
 
-@flow(name="pretrain")
+@flow(name="pretrain", flow_run_name="{config.name}")
 def pretrain(config: PipelineConfig) -> Artifact:
     """Build or reuse everything up to the base."""
     with open_run(config) as run:

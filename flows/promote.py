@@ -8,7 +8,7 @@ from gptcore.artifacts import home_folder, open_home
 from tasks.promotion import promote_version
 
 
-@flow(name="promote")
+@flow(name="promote", flow_run_name="{model}")
 def promote(model: str, force: str | None = None) -> dict[str, Any]:
     """Put `model` (name/version or name@alias) through the gate; `force` is a reason to skip it. Returns the verdict."""
     return promote_version(open_home(home_folder()), model, force)

@@ -8,7 +8,7 @@ from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
 
-@flow(name="tokenizer")
+@flow(name="tokenizer", flow_run_name="{config.name}")
 def tokenizer(config: PipelineConfig) -> Artifact:
     """Build or reuse everything up to the shards."""
     with open_run(config) as run:

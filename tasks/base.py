@@ -18,7 +18,7 @@ _NO_RESULT = {"keep", "checkpoint_seconds"}
 """Settings of training that cannot change its result."""
 
 
-@stage_task
+@stage_task("base")
 def train_base(
     run: Run, name: str, model: ModelConfig, training: TrainingConfig, shards: Artifact, tokenizer: Artifact
 ) -> Artifact:

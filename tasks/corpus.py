@@ -10,7 +10,7 @@ from gptcore.downstream import build_examples
 from tasks.run import Run, stage_task
 
 
-@stage_task
+@stage_task("examples-{task.name}")
 def prepare_examples(run: Run, name: str, task: TaskConfig, split: SplitConfig, workers: int) -> Artifact:
     """The rows of a task, dealt to train, valid and test."""
     settings = task.model_dump(mode="json", exclude={"training"})
@@ -24,7 +24,7 @@ def prepare_examples(run: Run, name: str, task: TaskConfig, split: SplitConfig, 
     return run.stage(recipe, partial(build_examples, task=task, split=split, workers=workers, home=run.store.home))
 
 
-@stage_task
+@stage_task("corpus")
 def prepare_corpus(run: Run, name: str, config: CorpusConfig, split: SplitConfig, examples: Mapping[str, Artifact]) -> Artifact:
     """Cleaned documents, dealt to train, valid and test, without the test rows of the tasks in train."""
     identities = {source.name: digest_of(identify(source, run.store.home)) for source in config.sources}

@@ -8,7 +8,7 @@ from gptcore.config import EvaluationConfig
 from tasks.run import Run, stage_task
 
 
-@stage_task
+@stage_task("evaluation of {model.stage}")
 def evaluate(run: Run, name: str, config: EvaluationConfig, model: Artifact, test_set: Artifact) -> Artifact:
     """A base on the test documents of a corpus, or a task model on the test rows of its examples."""
     what = "base" if test_set.stage == "corpus" else test_set.stage.removeprefix("examples-")

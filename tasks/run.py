@@ -1,6 +1,7 @@
 """What every task is handed: where artifacts are, who watches, and the one way to build or reuse a stage."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,22 +136,33 @@ class Run:
         return artifact
 
 
-def stage_task(function: Callable[Concatenate[Run, Parameters], Artifact]) -> Callable[Concatenate[Run, Parameters], Artifact]:
+Stage = Callable[Concatenate[Run, Parameters], Artifact]
+"""A stage as a plain function: the run first, then its settings and finished inputs."""
+
+
+def stage_task(name: str) -> Callable[[Stage[Parameters]], Stage[Parameters]]:
     """Make a Prefect task of a stage. Prefect's own cache is not used; a reused stage ends in the state `Reused`.
 
-    While planning, and outside of any flow, the plain function is called, so that one chain serves all.
+    `name` is the task run's, with the function's arguments in braces. While planning, and outside of any flow, the plain
+    function is called, so that one chain serves all.
     """
 
-    @task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)
-    def coat(run: Run, *arguments: Any, **named: Any) -> Artifact | State[Artifact]:
-        artifact = function(run, *arguments, **named)
-        return Completed(name="Reused", data=artifact) if artifact.reused else artifact
+    def decorate(function: Stage[Parameters]) -> Stage[Parameters]:
+        signature = inspect.signature(function)
 
-    @functools.wraps(function)
-    def call(run: Run, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Artifact:
-        if run.planning or not flow_run.get_id():
-            return function(run, *arguments, **named)
-        result = coat(run, *arguments, **named)
-        return result.result() if isinstance(result, State) else result
+        @task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)
+        def coat(run: Run, *arguments: Any, **named: Any) -> Artifact | State[Artifact]:
+            artifact = function(run, *arguments, **named)
+            return Completed(name="Reused", data=artifact) if artifact.reused else artifact
 
-    return call
+        @functools.wraps(function)
+        def call(run: Run, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Artifact:
+            if run.planning or not flow_run.get_id():
+                return function(run, *arguments, **named)
+            called = name.format(**signature.bind(run, *arguments, **named).arguments)
+            result = coat.with_options(task_run_name=called)(run, *arguments, **named)
+            return result.result() if isinstance(result, State) else result
+
+        return call
+
+    return decorate

@@ -10,7 +10,7 @@ from gptcore.tokens import encode_corpus as encode_documents
 from tasks.run import Run, stage_task
 
 
-@stage_task
+@stage_task("shards")
 def encode_corpus(run: Run, name: str, config: ShardsConfig, corpus: Artifact, tokenizer: Artifact) -> Artifact:
     """The corpus as token ids."""
     inputs = {"corpus": corpus.digest, "tokenizer": tokenizer.digest}
@@ -22,7 +22,7 @@ def encode_corpus(run: Run, name: str, config: ShardsConfig, corpus: Artifact, t
     return run.stage(recipe, make, [corpus, tokenizer])
 
 
-@stage_task
+@stage_task("shards-{task.name}")
 def encode_examples(
     run: Run, name: str, task: TaskConfig, model: ModelConfig, examples: Artifact, tokenizer: Artifact
 ) -> Artifact:

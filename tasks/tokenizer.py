@@ -8,7 +8,7 @@ from gptcore.tokens import learn_tokenizer as learn
 from tasks.run import Run, stage_task
 
 
-@stage_task
+@stage_task("tokenizer")
 def learn_tokenizer(run: Run, name: str, config: TokenizerConfig, corpus: Artifact) -> Artifact:
     """A tokenizer learned from the training documents."""
     recipe = Recipe("tokenizer", name, 1, config.model_dump(mode="json"), {"corpus": corpus.digest})

@@ -46,6 +46,9 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",  # or a uv.lock of the working folder travels with every model
 }
 
+_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's pages show an experiment of trainings, not one of prompts and traces."""
+
 
 class Connection:
     """The MLflow of a home, or the one that MLFLOW_TRACKING_URI names. Raises `SettingsError` for one that cannot work."""
@@ -151,7 +154,7 @@ class Connection:
             found = client.get_experiment_by_name(name)
             if found is None:
                 place = f"{self.artifacts}/{name}" if self.is_private else None
-                return str(client.create_experiment(name, artifact_location=place))
+                return str(client.create_experiment(name, artifact_location=place, tags=_EXPERIMENT))
             if found.lifecycle_stage == "deleted":
                 client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
