@@ -307,7 +307,7 @@ class TrainingConfig(Section):
     """Where it computes; `auto` takes a card when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     """`torch.compile`; `auto` when the run is long enough to pay for its start."""
     seed: int = 0
     """Of the initial weights and of the order of the text."""

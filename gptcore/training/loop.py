@@ -27,7 +27,7 @@ from gptcore.tokens.batches import (
     held_out_stream,
 )
 from gptcore.training import checkpoint
-from gptcore.training.budget import decide_compile, resolve, seconds_of, steps_in
+from gptcore.training.budget import decide_compile, pays, resolve, seconds_of, steps_in
 from gptcore.training.job import Job, Resolved, Run
 from gptcore.training.journal import Journal, cut_back
 from gptcore.training.optimizers import Optimizers, clip, named_gradients
@@ -69,19 +69,20 @@ class Trainer:
         torch.set_float32_matmul_precision("high")
         self.step = 0
         self.loss_function: LossFunction = mean_loss
+        self.model = GPT(self.job.model, self.tokenizer.vocabulary, device=self.device).train()
+        self.model.compute_dtype = torch.bfloat16 if self.resolved.precision == "bfloat16" else torch.float32
         self.reset()
 
     def reset(self) -> None:
-        """The model as it is before step 1: drawn from the seed, or read from `init_from`."""
-        job, model = self.job, GPT(self.job.model, self.tokenizer.vocabulary, device=self.device)
-        model.compute_dtype = torch.bfloat16 if self.resolved.precision == "bfloat16" else torch.float32
+        """The model as it is before step 1: drawn from the seed, or read from `init_from`. In place: it may be compiled."""
+        job = self.job
         if job.init_from is None:
-            model.initialise(self.resolved.seed)
+            self.model.initialise(self.resolved.seed)
         else:
             if read_settings(Path(job.init_from))["tokenizer"] != self.tokenizer.digest:
                 raise TrainingError(f"the model {job.init_from} speaks another tokenizer than {job.tokenizer}")
-            load_weights(model, Path(job.init_from) / WEIGHTS)
-        self.model, self.optimizers = model.train(), Optimizers(model, job.training.optimizer)
+            load_weights(self.model, Path(job.init_from) / WEIGHTS)
+        self.optimizers = Optimizers(self.model, job.training.optimizer)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -199,62 +200,72 @@ def _open_data(job: Job, tokenizer: Tokenizer) -> tuple[Batches, HeldOut]:
 def _answer(trainer: Trainer) -> None:
     """Complete resolved.json where it is not yet written: compile or not, and how many steps the minutes are worth."""
     if trainer.run.resolved() is not None:
-        _compile(trainer)
+        if trainer.resolved.compiled:
+            trainer.loss_function = _compiled(trainer)
         return
-    training, resolved = trainer.job.training, trainer.resolved
-    seconds = training.minutes * 60 if training.minutes is not None else None
-    step_seconds, evaluations = None, training.evaluations
-    if seconds is None and training.compile == "auto" and resolved.steps >= _PROBE_FROM:
-        step_seconds = seconds_of(trainer.train_step, _PROBE_STEPS)
-        seconds = step_seconds * resolved.steps
-    started = time.perf_counter()
-    compiled, reason = decide_compile(training.compile, resolved.device, seconds)
-    trainer.resolved = resolved = _with(resolved, compiled=compiled, compile_reason=reason)
-    _compile(trainer)
+    training, started = trainer.job.training, time.perf_counter()
+    step_seconds = _choose_compile(trainer)
+    steps, evaluations = trainer.resolved.steps, training.evaluations
     if training.minutes is not None:
-        step_seconds = seconds_of(trainer.train_step, _PROBE_STEPS)
+        assert step_seconds is not None
         evaluation_seconds = seconds_of(lambda _: trainer.evaluate(), 1)
         left = training.minutes * 60 - (time.perf_counter() - started)
         steps, evaluations = steps_in(left, step_seconds, evaluation_seconds, training.evaluations)
-        resolved = _with(resolved, steps=_same_on_all_ranks(steps, trainer))
-    resolved = _with(
-        resolved,
-        tokens_per_second=step_seconds and resolved.tokens_per_step / step_seconds,
-        evaluate_every=max(1, -(-resolved.steps // evaluations)),
+        steps = int(_agreed(steps, trainer))
+    trainer.resolved = _with(
+        trainer.resolved,
+        steps=steps,
+        tokens_per_second=step_seconds and trainer.resolved.tokens_per_step / step_seconds,
+        evaluate_every=max(1, -(-steps // evaluations)),
     )
-    trainer.resolved = resolved
     trainer.reset()  # the probe's steps never happened
     if trainer.rank.first:
-        trainer.run.write(resolved)
-        trainer.journal.event(0, "resolved", _describe(trainer), **resolved.model_dump())
+        trainer.run.write(trainer.resolved)
+        trainer.journal.event(0, "resolved", _describe(trainer), **trainer.resolved.model_dump())
+
+
+def _choose_compile(trainer: Trainer) -> float | None:
+    """Decide between eager and compiled, by trying both where a run is long; seconds of a step, if they were measured."""
+    training, resolved, eager = trainer.job.training, trainer.resolved, None
+    seconds = None if training.minutes is None else training.minutes * 60
+    if seconds is not None or (training.compile == "auto" and resolved.steps >= _PROBE_FROM):
+        eager = _agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
+        seconds = seconds or eager * resolved.steps
+    compiled, reason = decide_compile(training.compile, resolved.device, seconds)
+    step_seconds = eager
+    if compiled:
+        try:
+            trainer.loss_function = _compiled(trainer)
+            trainer.train_step(0)
+            if eager is not None:
+                step_seconds = _agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
+                if training.compile == "auto":
+                    compiled, reason = pays(eager, step_seconds)
+        except Exception as error:
+            compiled, reason = False, f"eager, because torch.compile failed: {str(error).strip().splitlines()[0][:200]}"
+        if not compiled:
+            trainer.loss_function, step_seconds = mean_loss, eager
+    trainer.resolved = _with(resolved, compiled=compiled, compile_reason=reason)
+    return step_seconds
+
+
+def _compiled(trainer: Trainer) -> LossFunction:
+    """The loss, compiled when it is first called."""
+    function: LossFunction = torch.compile(mean_loss, dynamic=isinstance(trainer.batches, RowBatches))
+    return function
 
 
 def _with(resolved: Resolved, **answers: object) -> Resolved:
     return resolved.model_copy(update=answers)
 
 
-def _same_on_all_ranks(steps: int, trainer: Trainer) -> int:
+def _agreed(value: float, trainer: Trainer) -> float:
+    """The first rank's number, on all ranks: they must decide alike."""
     if trainer.rank.world == 1:
-        return steps
-    agreed = torch.tensor(steps, device=trainer.device)
+        return value
+    agreed = torch.tensor(value, device=trainer.device, dtype=torch.float64)
     dist.broadcast(agreed, 0)
-    return int(agreed)
-
-
-def _compile(trainer: Trainer) -> None:
-    """Compile the loss when that was decided; one that fails before step 1 falls back to eager and says so."""
-    if not trainer.resolved.compiled:
-        return
-    compiled: LossFunction = torch.compile(mean_loss, dynamic=isinstance(trainer.batches, RowBatches))
-    if trainer.run.resolved() is None:
-        try:
-            tokens, labels = trainer._micro_batches(trainer.batches.at(0))[0]
-            compiled(trainer.model, tokens, labels, 1.0).backward()  # type: ignore[no-untyped-call]
-        except Exception as error:
-            reason = f"eager, because torch.compile failed: {str(error).strip().splitlines()[0][:200]}"
-            trainer.resolved = _with(trainer.resolved, compiled=False, compile_reason=reason)
-            return
-    trainer.loss_function = compiled
+    return float(agreed)
 
 
 def _measure(trainer: Trainer, saved: checkpoint.Checkpoint) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gptcore.config import ModelConfig, OptimizerConfig
 from gptcore.model import GPT
+from gptcore.training.budget import decide_compile, pays, steps_in
 from gptcore.training.journal import Follower, Journal, cut_back, read_journal
 from gptcore.training.optimizers import Optimizers, clip
 from gptcore.training.schedule import rate_at
@@ -81,3 +82,20 @@ def test_optimizer_state_survives_a_round_trip():
     step(straight, first, 2)
     step(resumed, second, 2)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_compiling_is_tried_in_a_long_run_and_kept_only_where_it_is_faster():
+    assert decide_compile("auto", "cpu", 60.0)[0] is False
+    assert decide_compile("auto", "cpu", 3600.0)[0] is True
+    assert decide_compile(False, "cpu", 3600.0) == (False, "not asked for")
+    assert pays(eager=0.100, compiled=0.080) == (True, "compiled, 1.25 times as fast as eager")
+    assert pays(eager=0.100, compiled=0.099)[0] is False
+
+
+@given(st.floats(1, 1e5), st.floats(1e-3, 10), st.floats(1e-3, 100), st.integers(1, 50))
+def test_a_budget_in_minutes_is_kept_by_steps_and_evaluations_together(seconds, step, evaluation, evaluations):
+    steps, affordable = steps_in(seconds, step, evaluation, evaluations)
+    assert steps >= 1
+    assert 1 <= affordable <= evaluations
+    if steps > 1:
+        assert steps * step + affordable * evaluation <= seconds * 1.000001

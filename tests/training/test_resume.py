@@ -225,7 +225,7 @@ def test_compiling_that_is_impossible_falls_back_to_eager_and_says_so(tiny, tmp_
     monkeypatch.setenv("PATH", str(Path(os.sys.executable).parent))
     monkeypatch.delenv("CXX", raising=False)
     run = Run(tmp_path / "run")
-    train(run, job_of(tiny, steps=2, compile="on"))
+    train(run, job_of(tiny, steps=2, compile=True))
     resolved = run.resolved()
     assert resolved is not None
     assert not resolved.compiled

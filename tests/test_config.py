@@ -1,0 +1,112 @@
+"""One door for all settings: YAML and --set in, one frozen PipelineConfig out, or one message with every problem."""
+
+import pytest
+from pydantic import ValidationError
+
+from gptcore.config import PRESETS, PipelineConfig, load_config, parse_config, preset
+from gptcore.errors import SettingsError
+
+SMALL = """
+name: tiny
+corpus:
+  sources: [{type: files, paths: [texts]}]
+training: {minutes: 3}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that loads the small settings with overrides, and with more YAML at the end."""
+
+    def load(*overrides: str, more: str = "", texts: tuple[str, ...] = ()) -> PipelineConfig:
+        path = tmp_path / "small.yaml"
+        path.write_text(SMALL + more)
+        return load_config(path, overrides, texts)
+
+    return load
+
+
+def problems(call, *arguments, **named) -> str:
+    with pytest.raises(SettingsError) as told:
+        call(*arguments, **named)
+    return str(told.value)
+
+
+def test_settings_never_change_after_loading(config):
+    with pytest.raises(ValidationError):
+        config().model.width = 5
+
+
+def test_a_number_with_an_exponent_is_a_number_although_yaml_reads_it_as_text(config):
+    assert config("training.optimizer.rate=1e-3").training.optimizer.rate == 0.001
+    assert config(more="model: {norm_epsilon: 1e-5}\n").model.norm_epsilon == 1e-5
+
+
+@pytest.mark.parametrize(("word", "meant"), [("on", True), ("off", False), ("true", True), ("auto", "auto")])
+def test_on_and_off_mean_what_yaml_makes_of_them(config, word, meant):
+    assert config(f"training.compile={word}").training.compile == meant
+
+
+def test_every_problem_is_named_at_once(config):
+    text = problems(config, "training.stepps=3", "model.heads=5", "split.valid=2", "nonsense=1")
+    assert "4 problem(s)" in text
+    for part in (
+        "training.stepps: unknown setting",
+        "heads (5) do not divide width (384)",
+        "split.valid: ",
+        "nonsense: unknown setting",
+    ):
+        assert part in text
+
+
+def test_one_budget_takes_the_place_of_another(config):
+    training = config("training.steps=40").training
+    assert (training.minutes, training.steps, training.tokens) == (None, 40, None)
+    assert "exactly one of minutes, steps and tokens" in problems(config, "training.minutes=null")
+
+
+def test_an_override_reaches_into_lists_and_new_sections(config):
+    loaded = config("corpus.sources.0.text=body", "tokenizer.vocabulary=500")
+    assert loaded.corpus.sources[0].text == "body"
+    assert loaded.tokenizer.vocabulary == 500
+    assert "there are 1 items" in problems(config, "corpus.sources.3.text=body")
+    assert "expected section.key=value" in problems(config, "training")
+    assert "inside a value that has no parts" in problems(config, "name.first.second=x")
+
+
+def test_text_of_ones_own_makes_a_model_with_its_own_name_and_no_tasks(config, tmp_path):
+    loaded = config(texts=(str(tmp_path / "Meine Texte.tar"),), more="evaluation: {prompts: [Return], samples: 3}\n")
+    assert loaded.name == "meine-texte-gpt"
+    assert loaded.corpus.sources[0].paths == (str(tmp_path / "Meine Texte.tar"),)
+    assert loaded.tasks == ()
+    assert loaded.evaluation.samples == 3
+
+
+def test_a_password_in_a_url_is_refused_without_repeating_it(config):
+    text = problems(config, "corpus.sources.0.paths=[https://me:geheim@example.org/x.txt]")
+    assert "put credentials into the environment" in text
+    assert "geheim" not in text
+
+
+def test_a_preset_is_a_beginning(config):
+    model = config(more="model: {preset: gpt2, context: 64}\n").model
+    assert (model.layers, model.norm, model.context) == (12, "layer", 64)
+    assert "there are: gpt2" in problems(preset, "gpt9")
+    assert all(preset(name).size_of_head for name in PRESETS)
+
+
+def test_what_is_no_yaml_or_no_settings_is_said(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1")
+    assert "is not valid YAML" in problems(load_config, path)
+    path.write_text("just words")
+    assert "holds no settings" in problems(load_config, path)
+    assert "cannot read the settings" in problems(load_config, tmp_path / "none.yaml")
+
+
+def test_what_was_dumped_loads_as_the_same_settings(config):
+    loaded = config(
+        "training.compile=off",
+        more="tasks: [{type: summarize, source: {type: files, paths: [t], target: s}, training: {steps: 5}}]\n",
+    )
+    assert parse_config(loaded.model_dump(mode="json")) == loaded
