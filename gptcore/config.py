@@ -114,7 +114,7 @@ class CorpusConfig(Section):
     """Where the text comes from."""
     min_characters: Count = 50
     """Shorter documents are set aside as `too_short`."""
-    max_characters: Count = 4000
+    max_characters: Count = 2000
     """Longer documents are cut into chunks of at most this length, at paragraph or sentence ends where there are any."""
     workers: Count = 2
     """Processes that read and clean; does not change the result."""
