@@ -1,7 +1,9 @@
 """The whole chain through the command line: what a run leaves, what a second run reuses, what survives a kill."""
 
+import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -162,6 +164,24 @@ def test_every_stage_logs_what_the_table_promises(finished):
     parent = client.get_run(finished.result["mlflow_run_id"])
     assert {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "report")} >= {"results.md"}
     assert parent.data.tags["gptcore.prefect_flow_run_id"] == finished.result["prefect_flow_run_id"]
+
+
+@pytest.mark.slow
+def test_chinese_text_goes_through_all_stages(new_home, tmp_path):
+    drawn = random.Random(0)
+    characters = [chr(number) for number in range(0x4E00, 0x4E00 + 400)]
+    with gzip.open(tmp_path / "chapters.jsonl.gz", "wt", encoding="utf-8") as file:
+        for number in range(120):
+            sentences = ("".join(drawn.choices(characters, k=drawn.randint(8, 30))) + "。" for _ in range(60))
+            file.write(json.dumps({"text": f"第{number}回\n\n" + "".join(sentences)}, ensure_ascii=False) + "\n")
+    source = {"type": "files", "paths": [str(tmp_path / "chapters.jsonl.gz")]}
+    home = new_home(tmp_path / "chinese", corpus={"sources": [source]}, tasks=[], tokenizer={"vocabulary": 900})
+    result = home.run("--set", "training.steps=10")
+    assert result["models"] == [{"name": "tiny-gpt", "version": 1, "aliases": ["champion"]}]
+    pieces = json.loads(home.gptcore("show", "tokenizer", "--json").stdout)["numbers"]
+    assert pieces["bytes_per_token"] > 2, "characters have pieces of their own"
+    said = home.gptcore("generate", "tiny-gpt", "第一回").stdout
+    assert said.startswith("第一回")
 
 
 # --------------------------------------------------------------------------------------------------------- kills --
