@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from gptcore.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+
+# Started in the background of a shell, Ctrl-C is ignored here and in every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     "array",

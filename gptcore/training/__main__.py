@@ -65,7 +65,9 @@ def _train(run: Run, rank: int, world: int, stop: _Stop) -> bool:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        return train(run, Rank(rank, world), stop)
+        finished = train(run, Rank(rank, world), stop)
+        Rank(rank, world).wait()  # one that left earlier would close the connections of those still at work
+        return finished
     finally:
         if world > 1:
             dist.destroy_process_group()

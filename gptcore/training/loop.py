@@ -54,6 +54,11 @@ class Rank:
         """Only the first one writes."""
         return self.number == 0
 
+    def wait(self) -> None:
+        """Return when all of them are here."""
+        if self.world > 1:
+            dist.barrier()
+
 
 class Trainer:
     """Model, optimizers, data and answers of one run, at some step."""
@@ -63,7 +68,9 @@ class Trainer:
         self.job = run.job()
         self.tokenizer = Tokenizer.load(Path(self.job.tokenizer))
         self.batches, self.held_out = _open_data(self.job, self.tokenizer)
-        self.resolved = run.resolved() or resolve(self.job.training, self.job.model.context, self.batches)
+        answered = run.resolved()
+        self.answered = answered is not None
+        self.resolved = answered or resolve(self.job.training, self.job.model.context, self.batches)
         self.device = pick_device(self.resolved.device)
         torch.set_num_threads(self.resolved.threads)
         torch.set_float32_matmul_precision("high")
@@ -154,8 +161,13 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool]) -> bool:
     """Train to the end, from wherever an earlier process got. Returns whether it is finished (False: stopped and saved)."""
     journal = Journal(run.journal if rank.first else Path("/dev/null"))
     trainer = Trainer(run, rank, journal)
+    rank.wait()  # all have looked for resolved.json before the first one may write it
     _answer(trainer)
+    if not rank.first:
+        rank.wait()
     _resume(trainer)
+    if rank.first:
+        rank.wait()  # whatever it set aside is out of the way of the others
     resolved, clock = trainer.resolved, _SaveClock(trainer.job.training.checkpoint_seconds)
     meter = _Meter(trainer, max(1, resolved.steps // _LINES))
     while trainer.step < resolved.steps:
@@ -199,7 +211,7 @@ def _open_data(job: Job, tokenizer: Tokenizer) -> tuple[Batches, HeldOut]:
 
 def _answer(trainer: Trainer) -> None:
     """Complete resolved.json where it is not yet written: compile or not, and how many steps the minutes are worth."""
-    if trainer.run.resolved() is not None:
+    if trainer.answered:
         if trainer.resolved.compiled:
             trainer.loss_function = _compiled(trainer)
         return

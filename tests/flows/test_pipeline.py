@@ -172,7 +172,7 @@ def test_chinese_text_goes_through_all_stages(new_home, tmp_path):
     characters = [chr(number) for number in range(0x4E00, 0x4E00 + 400)]
     with gzip.open(tmp_path / "chapters.jsonl.gz", "wt", encoding="utf-8") as file:
         for number in range(120):
-            sentences = ("".join(drawn.choices(characters, k=drawn.randint(8, 30))) + "。" for _ in range(60))
+            sentences = ("".join(drawn.choices(characters, k=drawn.randint(8, 30))) + "。" for _ in range(250))
             file.write(json.dumps({"text": f"第{number}回\n\n" + "".join(sentences)}, ensure_ascii=False) + "\n")
     source = {"type": "files", "paths": [str(tmp_path / "chapters.jsonl.gz")]}
     home = new_home(tmp_path / "chinese", corpus={"sources": [source]}, tasks=[], tokenizer={"vocabulary": 900})
