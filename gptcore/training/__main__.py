@@ -1,5 +1,6 @@
 """`python -m gptcore.training RUN`: one trainer process, started by torchrun."""
 
+import contextlib
 import json
 import os
 import signal
@@ -66,7 +67,9 @@ def _train(run: Run, rank: int, world: int, stop: _Stop) -> bool:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
         finished = train(run, Rank(rank, world), stop)
-        Rank(rank, world).wait()  # one that left earlier would close the connections of those still at work
+        # One that left earlier would close the connections of those still at work; the farewell itself may be cut short.
+        with contextlib.suppress(RuntimeError):
+            Rank(rank, world).wait()
         return finished
     finally:
         if world > 1:
