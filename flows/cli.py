@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ Text = Annotated[list[str] | None, typer.Option(help="Use these files or folders
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value", show_default=False)]
 Rebuild = Annotated[list[str] | None, typer.Option(help="Build this stage although it is there.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Name = Annotated[str, typer.Argument(help="A registered name, without version or alias.")]
 Model = Annotated[str, typer.Argument(help="name@alias, name/version, or the path of an artifact or checkpoint.")]
 NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1, show_default=False)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)]
@@ -271,6 +273,47 @@ def promote(
 
 
 @app.command()
+def rollback(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "rolled back by hand",
+    as_json: Json = False,
+) -> None:
+    """Make the champion before this one champion again."""
+    champion = _registry().rollback(name, reason)
+    if as_json:
+        print(json.dumps(champion.as_row(), ensure_ascii=False))
+    else:
+        print(f"{name} version {champion.version} is champion again: {reason}")
+
+
+@app.command()
+def history(
+    name: Name,
+    on: Annotated[str | None, typer.Option(help="Say who was champion on this day (its end) or at this moment, UTC.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell every change of champion: when, from which version to which, why and by whom."""
+    from flows.terminal import Terminal, history_table
+
+    registry = _registry()
+    changes = registry.history(name)
+    if on is not None:
+        moment = _moment(on)
+        version = registry.champion_at(name, moment)
+        answer = {"name": name, "at": moment.isoformat(), "champion": version}
+        if as_json:
+            print(json.dumps(answer))
+        else:
+            print(f"{name}: version {version}" if version is not None else f"{name} had no champion then")
+    elif as_json:
+        print(json.dumps(changes, ensure_ascii=False))
+    elif not changes:
+        print(f"{name} never had a champion")
+    else:
+        Terminal(sys.stdout).console.print(history_table(changes))
+
+
+@app.command()
 def verify(
     artifact: Annotated[str, typer.Argument(help="An artifact's path, the name of a stage, or a model.")],
 ) -> None:
@@ -303,6 +346,17 @@ def _check_stages(settings: PipelineConfig, rebuild: list[str]) -> None:
     known += [f"{stage}-{task}" for task in tasks for stage in ("examples", "shards", "finetune", "evaluation")]
     if unknown := [stage for stage in rebuild if stage not in known]:
         raise SettingsError(f"--rebuild {unknown[0]}: no such stage; there are {', '.join(known)}")
+
+
+def _moment(text: str) -> datetime:
+    """A day means its last moment."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"--on {text}: expected a day such as 2026-05-03, or a moment such as 2026-05-03T14:00") from None
+    if "T" not in text and " " not in text:
+        moment += timedelta(days=1) - timedelta(microseconds=1)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _registry() -> Any:

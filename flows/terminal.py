@@ -164,6 +164,16 @@ def models_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def history_table(changes: list[dict[str, Any]]) -> Table:
+    """Changes of champion, oldest first."""
+    table = _table("when (UTC)", "from", "to", "why", "by")
+    for change in changes:
+        why = ("forced: " if change["forced"] else "") + change["reason"]
+        names = (str(change[key]) if change[key] is not None else "" for key in ("from", "to"))
+        table.add_row(change["time"][:19].replace("T", " "), *names, why, change["user"] or "")
+    return table
+
+
 def facts_table(facts: Mapping[str, Any]) -> Table:
     """Nested facts, a line each."""
     table = _table("", "")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 _HISTORY = "gptcore.history."
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""Sorts as text, and says that it is UTC."""
 _REFERENCE = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
 _RETRY = 5.0
 """Seconds between two tries to register."""
@@ -150,15 +152,30 @@ class Registry:
         """
         with self._reached(), self._lock(name):
             self._settle(name)
-            aliases = self._aliases(name)
-            self._require(name, version)
-            before = aliases.get(CHAMPION)
-            if before != version:
-                entry = {"from": before, "to": version, "reason": reason, "forced": forced, "user": _user()}
-                key = _HISTORY + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-                self._note(name, key, entry, done=False)
-                self._change(name, key, entry)
-            return self._require(name, version)
+            return self._promote(name, version, reason, forced=forced)
+
+    def rollback(self, name: str, reason: str) -> Version:
+        """Make the champion before this one champion again, whatever its numbers; `reason` stays in the history.
+
+        The champion that was becomes `previous`, so a second rollback takes the first one back.
+        """
+        with self._reached(), self._lock(name):
+            self._known(name)
+            self._settle(name)
+            before = self._aliases(name).get(PREVIOUS)
+            if before is None:
+                raise RegistryError(f"{name} never had another champion, so there is nothing to roll back to")
+            return self._promote(name, before, reason, forced=True)
+
+    def _promote(self, name: str, version: int, reason: str, *, forced: bool) -> Version:
+        self._require(name, version)
+        before = self._aliases(name).get(CHAMPION)
+        if before != version:
+            entry = {"from": before, "to": version, "reason": reason, "forced": forced, "user": _user()}
+            key = _HISTORY + datetime.now(UTC).strftime(_TIME)
+            self._note(name, key, entry, done=False)
+            self._change(name, key, entry)
+        return self._require(name, version)
 
     def challenge(self, name: str, version: int, verdict: str = "not better than the champion") -> Version:
         """Let a version that was not better be known as the challenger."""
@@ -176,7 +193,14 @@ class Registry:
     def history(self, name: str) -> list[dict[str, Any]]:
         """Every change of champion, oldest first: `time`, `from`, `to`, `reason`, `forced`, `user`, `done`."""
         with self._reached():
+            self._known(name)
             return [{"time": key.removeprefix(_HISTORY), **entry} for key, entry in self._history(name).items()]
+
+    def champion_at(self, name: str, moment: datetime) -> int | None:
+        """The version that was champion at a moment, as far as the history knows; None before the first."""
+        until = moment.astimezone(UTC).strftime(_TIME)
+        changes = [entry for entry in self.history(name) if entry["time"] <= until and not entry.get("abandoned")]
+        return changes[-1]["to"] if changes else None
 
     def _judge(self, name: str, version: int, verdict: str) -> None:
         self.connection.client.set_model_version_tag(name, str(version), "gptcore.verdict", verdict)
@@ -206,7 +230,7 @@ class Registry:
         if self._history(name) and champion != last:
             said.append(f"{name}: the champion was changed elsewhere, from version {last} to {champion or 'none'}")
             entry = {"from": last, "to": champion, "reason": "changed elsewhere", "forced": False, "user": None}
-            self._note(name, _HISTORY + datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), entry, done=True)
+            self._note(name, _HISTORY + datetime.now(UTC).strftime(_TIME), entry, done=True)
         for sentence in said:
             self._say(sentence)
         return said
@@ -297,6 +321,10 @@ class Registry:
 
     def _find(self, name: str) -> "RegisteredModel | None":
         return self.connection.find(self.connection.client.get_registered_model, name)
+
+    def _known(self, name: str) -> None:
+        if self._find(name) is None:
+            raise ModelNotFoundError(f"there is no model {name!r}; there are: {', '.join(self.names()) or 'none yet'}")
 
     def _aliases(self, name: str) -> dict[str, int]:
         model = self._find(name)

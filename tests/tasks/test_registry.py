@@ -2,6 +2,8 @@ import json
 import shutil
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
@@ -66,6 +68,37 @@ def test_promoting_moves_champion_and_previous_and_is_remembered(two):
     ]
     assert two.registry.champion("docs-gpt").version == 2
     assert two.said == []
+
+
+def test_a_rollback_brings_the_champion_before_back_and_the_history_knows_who_was_champion_when(two):
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        two.registry.rollback("docs-gpt", "no reason")
+    with pytest.raises(ModelNotFoundError, match="there are: docs-gpt"):
+        two.registry.rollback("nobody", "no reason")
+    before = datetime.now(UTC)
+    two.registry.promote("docs-gpt", 1, "the first version")
+    first = datetime.now(UTC)
+    two.registry.promote("docs-gpt", 2, "better")
+    second = datetime.now(UTC)
+    assert two.registry.rollback("docs-gpt", "it answers in riddles").version == 1
+    assert aliases(two) == {1: ("champion",), 2: ("previous",)}
+    assert two.registry.history("docs-gpt")[-1]["reason"] == "it answers in riddles"
+    moments = (before, first, second, datetime.now(UTC))
+    assert [two.registry.champion_at("docs-gpt", moment) for moment in moments] == [None, 1, 2, 1]
+
+
+def test_of_two_promotions_at_once_both_are_remembered_and_one_is_champion(two):
+    def promote(version):
+        type(two)(two.home).registry.promote("docs-gpt", version, f"thread {version}")
+
+    two.registry.promote("docs-gpt", 1, "the first version")
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(promote, [2, 1]))
+    history = two.registry.history("docs-gpt")
+    champion = two.registry.champion("docs-gpt").version
+    assert history[-1]["to"] == champion
+    assert all(entry["done"] for entry in history)
+    assert [entry["from"] for entry in history[1:]] == [entry["to"] for entry in history[:-1]]
 
 
 def test_a_change_of_champion_that_was_cut_short_is_completed(two):
