@@ -273,6 +273,22 @@ def promote(
 
 
 @app.command()
+def lineage(
+    what: Annotated[str, typer.Argument(help="A model, an artifact, the name of a stage or a source, or a document's id.")],
+    as_json: Json = False,
+) -> None:
+    """Tell what something was made of, down to the sources, and every artifact, version and alias that depends on it."""
+    from flows.lookup import lineage as trace
+    from flows.terminal import Terminal, lineage_tree
+
+    found = trace(what, open_home(home_folder()), _registry)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        Terminal(sys.stdout).console.print(lineage_tree(found))
+
+
+@app.command()
 def rollback(
     name: Name,
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "rolled back by hand",

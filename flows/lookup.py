@@ -9,6 +9,7 @@ from typing import Any
 
 from gptcore.artifacts import MANIFEST, load_artifact, read_manifest, write_json
 from gptcore.errors import ArtifactError, ModelNotFoundError
+from gptcore.lineage import Lineage
 
 Registry = Callable[[], Any]
 """Opens the registry; only called when a name needs it, since MLflow takes a second to import."""
@@ -75,6 +76,31 @@ def describe(what: str, home: Path, registry: Registry) -> dict[str, Any]:
     facts["path"] = str(artifact.path)
     facts["files"] = {name: entry["size"] for name, entry in manifest["files"].items()}
     return facts
+
+
+def lineage(what: str, home: Path, registry: Registry) -> dict[str, Any]:
+    """What `what` was made of, and every artifact and registered version that depends on it, as plain values.
+
+    `what` is a model, an artifact, the name of a stage or of a source, or the id of a document. Raises `ArtifactError`.
+    """
+    known = Lineage(home / "store")
+    answer: dict[str, Any] = {"what": what}
+    if readers := known.of_source(what):
+        start = {node.inputs[what] for node in readers}
+        answer |= {"is": "source", "read_by": [node.as_row() for node in readers]}
+        used_by = known.dependents(start)
+    elif not Path(what).exists() and (holders := known.of_document(what)):
+        answer |= {"is": "document", "stands_in": [node.as_row() for node in holders]}
+        used_by = [*holders, *known.dependents({node.digest for node in holders})]
+    else:
+        node = known.node(str(read_manifest(find_artifact(what, home, registry))["digest"]))
+        answer |= {"is": "artifact", **known.tree(node)}
+        used_by = known.dependents({node.digest})
+    digests = {node.digest for node in used_by} | {answer.get("digest")}
+    versions = [version for version in registry().all_versions() if version.digest in digests]
+    answer["used_by"] = [node.as_row() for node in used_by]
+    answer["versions"] = [{"name": v.name, "version": v.version, "aliases": list(v.aliases)} for v in versions]
+    return answer
 
 
 def _from_checkpoint(checkpoint: Path, home: Path) -> Path:

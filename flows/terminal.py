@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from gptcore.artifacts import Artifact, Decision
 
@@ -172,6 +173,33 @@ def history_table(changes: list[dict[str, Any]]) -> Table:
         names = (str(change[key]) if change[key] is not None else "" for key in ("from", "to"))
         table.add_row(change["time"][:19].replace("T", " "), *names, why, change["user"] or "")
     return table
+
+
+def lineage_tree(found: Mapping[str, Any]) -> Tree:
+    """What something was made of, and what depends on it."""
+    tree = Tree(Text(f"{found['what']}, {found['is']}", style="bold"))
+    for title, key in (("made of", "made_of"), ("read by", "read_by"), ("stands in", "stands_in"), ("used by", "used_by")):
+        if found.get(key):
+            branch, seen = tree.add(Text(title, style="dim")), set[str]()
+            for node in found[key]:
+                _grow(branch, node, seen)
+    versions = tree.add(Text("registered versions that depend on it", style="dim"))
+    for version in found["versions"]:
+        aliases = "".join(f" @{alias}" for alias in version["aliases"])
+        versions.add(Text(f"{version['name']}/{version['version']}{aliases}"))
+    if not found["versions"]:
+        versions.add(Text("none"))
+    return tree
+
+
+def _grow(branch: Tree, node: Mapping[str, Any], seen: set[str]) -> None:
+    inner, again = node.get("made_of", ()), node["digest"] in seen
+    where = "" if node["path"] else ", not in the store"
+    note = ", as above" if again and inner else where
+    twig = branch.add(Text.assemble(node["stage"], (f" {node['digest'][:12]}{note}", "dim")))
+    seen.add(node["digest"])
+    for part in () if again else inner:
+        _grow(twig, part, seen)
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
