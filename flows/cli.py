@@ -16,7 +16,7 @@ import typer
 
 from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig, load_config
-from gptcore.errors import GptcoreError, Interrupted, SettingsError
+from gptcore.errors import GptcoreError, Interrupted, SettingsError, is_disk_full
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
@@ -47,6 +47,11 @@ def main() -> None:
     except GptcoreError as error:
         print(f"gptcore: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"gptcore: no space left on the disk ({error}); free some space, then run again", file=sys.stderr)
+        sys.exit(1)
 
 
 # -------------------------------------------------------------------------------------------------------- running --

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcore.artifacts import MANIFEST, load_artifact, read_manifest, write_json
+from gptcore.artifacts import MANIFEST, load_artifact, read_manifest, verify, write_json
 from gptcore.errors import ArtifactError, ModelNotFoundError
 from gptcore.lineage import Lineage
 
@@ -21,6 +21,8 @@ def model_folder(what: str, home: Path, registry: Registry) -> Path:
     if path.is_dir():
         for folder in (path, path / "model"):
             if (folder / "model.json").is_file():
+                if (folder.parent / MANIFEST).is_file():
+                    verify(folder.parent)
                 return folder.absolute()
         if (path / "checkpoint.json").is_file():
             return _from_checkpoint(path.absolute(), home)
@@ -108,6 +110,9 @@ def _from_checkpoint(checkpoint: Path, home: Path) -> Path:
     job_file = checkpoint.parent.parent / "job.json"
     if not job_file.is_file():
         raise ModelNotFoundError(f"{checkpoint} lies outside its run folder, whose job.json says what model it is")
+    from gptcore.training.checkpoint import verify as verify_checkpoint  # loads torch
+
+    verify_checkpoint(checkpoint)
     job: dict[str, Any] = json.loads(job_file.read_text(encoding="utf-8"))
     manifest = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
     sha256 = str(manifest["files"]["model.safetensors"]["sha256"])

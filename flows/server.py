@@ -24,6 +24,7 @@ import gc
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,7 +41,7 @@ import psutil
 from filelock import FileLock
 
 from gptcore.artifacts import write_json
-from gptcore.errors import GptcoreError
+from gptcore.errors import DiskFullError, GptcoreError
 from tasks.active import PREFECT, settle_dead_runs
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DRAIN_SECONDS = 1.5  # longest wait for what clients have sent to reach the database
+_ROOM = 16 * 2**20  # bytes without which the database cannot be made
 _STOP_SECONDS = 3.0  # longest wait for an orderly end after that
 
 
@@ -108,6 +110,7 @@ class Server:
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Return once the server answers with our auth string. Raises `ServerError` if it died or took too long."""
         if self.auth is None:
+            self._check_answers()
             return
         request = urllib.request.Request(f"{self.url}/admin/version", headers=self.headers)
         deadline = time.monotonic() + timeout
@@ -120,11 +123,26 @@ class Server:
             except OSError as error:
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if refused or not _is_alive(self.home) or time.monotonic() > deadline:
+                    if shutil.disk_usage(self.home).free < _ROOM:
+                        raise DiskFullError(f"no space left for Prefect's database in {self.home}: free some space") from error
                     raise ServerError(
                         f"Prefect's server at {self.url} does not answer ({error}); "
                         f"see {self.home / 'prefect' / 'server.log'}, or set PREFECT_API_URL to a server of your own"
                     ) from error
             time.sleep(0.05)
+
+    def _check_answers(self) -> None:
+        """A server of the user's own: say at once when nobody is there. Whether it lets us in, Prefect's client finds out."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=10):
+                return
+        except urllib.error.HTTPError:
+            return
+        except (OSError, ValueError) as error:
+            raise ServerError(
+                f"nobody answers at PREFECT_API_URL, {self.url} ({error}); start that server, correct the address, "
+                "or unset it to use the private server"
+            ) from error
 
 
 # ------------------------------------------------------------------------------------------------------- clients --

@@ -60,10 +60,7 @@ class Terminal:
                 self.say(f"  {stage}: {facts}")
 
     def _event(self, stage: str, line: Mapping[str, Any]) -> None:
-        if line["event"] == "resolved":
-            self._steps = line["steps"]
-        if line["event"] == "resumed":
-            self._steps = line.get("steps", self._steps)
+        self._steps = line.get("steps", self._steps)  # resolved, resumed and restarted tell how many there are
         if line["event"] not in ("checkpoint", "finished"):
             self.say(f"  [dim]{stage}: {escape(line['text'])}[/dim]")
 

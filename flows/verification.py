@@ -86,7 +86,7 @@ def _with_kills(run: Run, straight: Run, job: Job, kills: int, drawn: random.Ran
 
 def _kill_after(run: Run, step: int, pause: float) -> None:
     """Kill -9 the trainer a moment after it has done `step` steps."""
-    follower, deadline = Follower(run.journal), time.monotonic() + 600
+    follower, deadline = Follower(run.journal, since=time.time()), time.monotonic() + 600
     while time.monotonic() < deadline and not (run.model / "model.safetensors").exists():
         if any(line["step"] >= step for line in follower.lines()):
             time.sleep(pause)

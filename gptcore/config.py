@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -412,8 +411,10 @@ def load_config(path: Path | str, overrides: Iterable[str] = (), texts: Sequence
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"cannot read the settings {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"the settings {path} are not UTF-8 text (byte {error.start}); save them as UTF-8") from error
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _Loader) or {}
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -439,17 +440,29 @@ def parse_config(values: Mapping[str, Any], where: str = "the settings") -> Pipe
         raise SettingsError(f"{where}: {len(problems)} problem(s) in the settings\n" + "\n".join(problems)) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without keys that stand twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice!r} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
     """Other text makes another model: with a name of its own, and without tasks and prompts that belong to the old text."""
     first = Path(texts[0]).absolute()
     stem = re.sub(r"[^a-z0-9]+", "-", first.name.split(".")[0].lower()).strip("-") or "text"
-    values["name"] = f"{stem[:56]}-gpt"
-    values["corpus"] = {
-        **(values.get("corpus") or {}),
-        "sources": [{"type": "files", "paths": [str(Path(t).absolute()) for t in texts]}],
-    }
+    own = f"{stem[:51]}-gpt"
+    values["name"] = own if own != values.get("name") else f"{stem[:51]}-text-gpt"  # never the name of the old text's model
+    source = {"type": "files", "paths": [str(Path(text).absolute()) for text in texts]}
+    corpus, evaluation = values.get("corpus") or {}, values.get("evaluation") or {}
+    if isinstance(corpus, dict):
+        values["corpus"] = {**corpus, "sources": [source]}
+    if isinstance(evaluation, dict):
+        values["evaluation"] = {key: value for key, value in evaluation.items() if key != "prompts"}
     values["tasks"] = []
-    values["evaluation"] = {key: value for key, value in (values.get("evaluation") or {}).items() if key != "prompts"}
 
 
 _BUDGETS = ("minutes", "steps", "tokens")
@@ -511,5 +524,5 @@ def _refuse_credentials(value: Any, place: str) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             _refuse_credentials(inner, place)
-    elif isinstance(value, str) and "://" in value and "@" in value and urlsplit(value).password is not None:
-        raise SettingsError(f"{place} holds a URL with a password; put credentials into the environment instead")
+    elif isinstance(value, str) and re.search(r"://[^/\s]*@", value):
+        raise SettingsError(f"{place} holds a URL with a user or password; put credentials into the environment instead")

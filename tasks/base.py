@@ -43,8 +43,6 @@ def training_settings(training: TrainingConfig) -> dict[str, Any]:
 def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifact:
     """Train in the workspace of `recipe`, from wherever an earlier run got, and publish the model with its report."""
     workspace = TrainerRun(run.store.workspace(recipe))
-    if recipe.stage in run.rebuild and not run.planning:
-        shutil.rmtree(workspace.folder, ignore_errors=True)
 
     def follow(line: dict[str, Any]) -> None:
         run.watcher.journal(recipe.stage, line)
@@ -52,6 +50,8 @@ def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifac
             run.tracking.follow(recipe, workspace.journal)
 
     def make(folder: Path) -> Numbers:
+        if recipe.stage in run.rebuild:
+            shutil.rmtree(workspace.folder, ignore_errors=True)
         if not (workspace.model / "model.safetensors").exists():
             run_training(workspace, job, follow)
         # Moved, not copied: should a kill come before publishing, the last checkpoint gives the same model again.

@@ -31,7 +31,7 @@ def prepare_corpus(run: Run, name: str, config: CorpusConfig, split: SplitConfig
     recipe = Recipe(
         stage="corpus",
         name=name,
-        version=1,
+        version=2,
         settings={**config.model_dump(mode="json", exclude={"workers"}), "split": split.model_dump(mode="json")},
         inputs=identities | {artifact.stage: artifact.digest for artifact in examples.values()},
     )

@@ -15,8 +15,9 @@ def finetune(
 ) -> Artifact:
     """The base, trained further on the answers of a task."""
     settings = {"training": training_settings(task.training)}
-    inputs = {"base": base.digest, shards.stage: shards.digest}
-    recipe = Recipe(f"finetune-{task.name}", name, 1, settings, inputs)
+    # The examples say what the model is told about its task, such as its labels and the length of an answer.
+    inputs = {"base": base.digest, examples.stage: examples.digest, shards.stage: shards.digest}
+    recipe = Recipe(f"finetune-{task.name}", name, 2, settings, inputs)
     spec = examples.path / "task.json"
     job = Job(
         model=model,
@@ -27,4 +28,4 @@ def finetune(
         init_from=str(base.path / "model"),
         task=json.loads(spec.read_text(encoding="utf-8")) if spec.exists() else None,
     )
-    return train(run, recipe, job, [base, shards])
+    return train(run, recipe, job, [base, examples, shards])

@@ -17,7 +17,7 @@ from gptcore.errors import ArtifactError, RegistryError
 from gptcore.evaluation import compare_evaluations, headline, read_results, summary_rows
 from gptcore.evaluation.overview import results_page
 from tasks.evaluation import evaluate
-from tasks.registry import Registry, Version
+from tasks.registry import CHAMPION, Registry, Version
 from tasks.run import Run, Silent
 from tasks.tracking import Tracking
 
@@ -91,6 +91,12 @@ def _promote(run: Run, config: EvaluationConfig, model: Artifact, evaluation: Ar
         "test_set": str(test_set.path),
     }
     version = registry.register(run.tracking, model, evidence)
+    if "verdict" in version.evidence:
+        # Judged before: a reused model never undoes what a person has decided since.
+        registry.complete_unfinished(version.name)
+        version = registry.find(f"{version.name}/{version.version}")
+        standing = "champion already" if CHAMPION in version.aliases else f"judged before: {version.evidence['verdict']}"
+        return Promotion(version, standing)
     return _decide(run, registry, version, config, evaluation, test_set)
 
 

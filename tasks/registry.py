@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from gptcore.artifacts import Artifact, digest_of, load_artifact, sha256_file
+from gptcore.artifacts import Artifact, digest_of, sha256_file, verify
 from gptcore.errors import ArtifactError, CorruptArtifactError, GptcoreError, ModelNotFoundError, RegistryError
 from tasks.breaker import root_cause
 from tasks.tracking import Connection, Tracking
@@ -287,15 +287,16 @@ class Registry:
         """
         version = self.find(reference)
         with contextlib.suppress(ArtifactError):
-            artifact = load_artifact(version.path)
+            artifact = verify(version.path)  # one that is damaged is fetched anew
             if artifact.digest == version.digest:
                 return artifact.path / "model"
         return self._download(version)
 
     def _download(self, version: Version) -> Path:
         folder = self.home / "cache" / "models" / f"{version.name}-{version.version}-{version.digest[:12]}"
-        if folder.is_dir():
+        if folder.is_dir() and _digest_of_files(folder / "model") == version.evidence.get("model_digest"):
             return folder / "model"
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self._reached(), FileLock(folder.with_suffix(".lock")):
             partial = folder.with_suffix(".partial")
@@ -306,9 +307,7 @@ class Registry:
             loaded = mlflow.artifacts.download_artifacts(
                 artifact_uri=f"{place.rstrip('/')}/artifacts/model", dst_path=str(partial), tracking_uri=self.connection.uri
             )
-            files = [file for file in sorted(Path(loaded).rglob("*")) if file.is_file()]
-            found = digest_of({str(file.relative_to(loaded)): sha256_file(file) for file in files})
-            if found != version.evidence.get("model_digest"):
+            if _digest_of_files(Path(loaded)) != version.evidence.get("model_digest"):
                 shutil.rmtree(partial)
                 raise CorruptArtifactError(
                     f"the files of {version.name}/{version.version} at {place} are not those that were registered; "
@@ -377,6 +376,11 @@ def model_digest(manifest: Mapping[str, Any]) -> str:
     """sha256 over the files of an artifact's model folder, as its manifest lists them."""
     files = manifest["files"].items()
     return digest_of({name.removeprefix("model/"): entry["sha256"] for name, entry in files if name.startswith("model/")})
+
+
+def _digest_of_files(folder: Path) -> str:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return digest_of({str(file.relative_to(folder)): sha256_file(file) for file in files})
 
 
 def _version(made: "ModelVersion", aliases: Mapping[str, int]) -> Version:

@@ -124,15 +124,27 @@ class Run:
         force: bool,
     ) -> Artifact:
         self.watcher.stage(recipe.stage)
-        tracking.start_stage(recipe)
-        try:
+        building = False
+
+        def build(folder: Path) -> Numbers:
+            # Under the artifact's lock: whoever only waits for another run's build has no run of its own in MLflow.
+            nonlocal building
+            building = True
+            tracking.start_stage(recipe)
             for artifact in inputs:
                 self.store.verify_once(artifact)
-            artifact = self.store.build(recipe, make, force=force)
+            return make(folder)
+
+        try:
+            artifact = self.store.build(recipe, build, force=force)
         except BaseException as error:
-            tracking.fail_stage(recipe, error, resumable=resumable)
+            if building:
+                tracking.fail_stage(recipe, error, resumable=resumable)
             raise
-        tracking.finish_stage(artifact, evaluated)
+        if building:
+            tracking.finish_stage(artifact, evaluated)
+        else:
+            tracking.reuse_stage(artifact)
         return artifact
 
 

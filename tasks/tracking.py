@@ -58,7 +58,7 @@ class Connection:
         self._client: MlflowClient | None = None
         self._existing: set[str] = set()
         self._database = home / "mlflow.db"
-        self.uri = _checked(os.environ.get("MLFLOW_TRACKING_URI")) or f"sqlite:///{self._database}"
+        self.uri = _checked("MLFLOW_TRACKING_URI") or f"sqlite:///{self._database}"
 
     @property
     def is_private(self) -> bool:
@@ -73,7 +73,7 @@ class Connection:
     @property
     def address(self) -> str:
         """The URI as it may be shown: without a password."""
-        return re.sub(r"//[^/@]*@", "//", self.uri)
+        return re.sub(r"//.*@", "//", self.uri)  # greedy: a password may hold a slash or another @
 
     @property
     def client(self) -> "MlflowClient":
@@ -85,7 +85,7 @@ class Connection:
 
             if self.is_private:
                 self._create_database()
-            registry = os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
+            registry = _checked("MLFLOW_REGISTRY_URI") or self.uri
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=registry)
         return self._client
 
@@ -191,18 +191,20 @@ class Connection:
         }
 
 
-def _checked(uri: str | None) -> str | None:
+def _checked(variable: str) -> str | None:
+    """The address that a variable of the environment holds, if any."""
+    uri = os.environ.get(variable)
     if not uri:
         return None
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         raise SettingsError(
-            f"MLFLOW_TRACKING_URI is {uri!r}, but MLflow 3 keeps no runs in plain folders; "
+            f"{variable} is {uri!r}, but MLflow 3 keeps no runs in plain folders; "
             "set it to sqlite:///PATH.db or to a server's http address, or unset it"
         )
     if parts.scheme in ("http", "https") and "@" in parts.netloc:
         raise SettingsError(
-            "MLFLOW_TRACKING_URI holds a user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            f"{variable} holds a user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
     return uri
 
@@ -287,8 +289,9 @@ class Tracking:
 
     def _note_end(self, run_id: str, status: str, ended: int) -> None:
         folder = self.home / "tracking" / "ended"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{run_id}.json", {"status": status, "ended": ended})
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / f"{run_id}.json", {"status": status, "ended": ended})
 
     def _end(self, run_id: str, status: str, ended: int) -> None:
         if self.connection.exists(run_id):
@@ -302,7 +305,8 @@ class Tracking:
         record = Record.load(record_path(self.home, recipe))
         if record is None or record.status != RUNNING or record.uri != self.connection.address:
             record = self._new_record(recipe)
-            record.save()
+            with contextlib.suppress(OSError):  # a full disk: whoever needs the room for the result says so
+                record.save()
         self._breaker.attempt(self._begin, record, recipe)
 
     def follow(self, recipe: Recipe, journal: Path) -> None:
@@ -320,7 +324,8 @@ class Tracking:
         if record is None:
             return
         record.status = RUNNING if resumable else FAILED
-        record.save()
+        with contextlib.suppress(OSError):
+            record.save()
         if record.run_id is not None:
             failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
             status, ended = "FAILED" if failed else "KILLED", _now()

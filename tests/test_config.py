@@ -80,11 +80,13 @@ def test_text_of_ones_own_makes_a_model_with_its_own_name_and_no_tasks(config, t
     assert loaded.corpus.sources[0].paths == (str(tmp_path / "Meine Texte.tar"),)
     assert loaded.tasks == ()
     assert loaded.evaluation.samples == 3
+    assert config("name=docs-gpt", texts=("docs",)).name == "docs-gpt", "said by hand"
 
 
 def test_a_password_in_a_url_is_refused_without_repeating_it(config):
     text = problems(config, "corpus.sources.0.paths=[https://me:geheim@example.org/x.txt]")
     assert "put credentials into the environment" in text
+    assert "user or password" in problems(config, "corpus.sources.0.paths=[https://token@example.org/x.txt]")
     assert "geheim" not in text
 
 
@@ -99,6 +101,12 @@ def test_what_is_no_yaml_or_no_settings_is_said(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text("a: [1")
     assert "is not valid YAML" in problems(load_config, path)
+    path.write_text("name: a\nname: b\n")
+    assert "the key 'name' stands twice" in problems(load_config, path)
+    path.write_bytes(b"name: \xff")
+    assert "are not UTF-8 text" in problems(load_config, path)
+    path.write_text("corpus: 5\nevaluation: [1]\ntraining: {steps: 1}")
+    assert "2 problem(s)" in problems(load_config, path, texts=["docs"])
     path.write_text("just words")
     assert "holds no settings" in problems(load_config, path)
     assert "cannot read the settings" in problems(load_config, tmp_path / "none.yaml")

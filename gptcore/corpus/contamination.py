@@ -96,7 +96,10 @@ class Protected:
         return cls(task, hashes[order], rows[order], sizes)
 
     def is_held_by(self, grams: Hashes, max_overlap: float) -> bool:
-        """Whether a text with these n-grams holds more than `max_overlap` of the n-grams of any one row."""
+        """Whether a text shares more than `max_overlap` of its own n-grams, or of a row's, with any one row.
+
+        Both ways round: a part that was cut out of a long row is all row, though it holds little of it.
+        """
         if not self.hashes.size:
             return False
         first = _found(self.hashes, grams)
@@ -105,7 +108,7 @@ class Protected:
         last = np.searchsorted(self.hashes, self.hashes[first], side="right")
         rows = np.concatenate([self.rows[start:end] for start, end in zip(first, last, strict=True)])
         held = np.bincount(rows, minlength=self.sizes.size)
-        return bool((held > max_overlap * self.sizes).any())
+        return bool((held > max_overlap * np.minimum(self.sizes, grams.size)).any())
 
     def save(self, path: Path) -> None:
         """Write `protected.npz`; equal n-grams give equal bytes."""

@@ -31,7 +31,6 @@ NEUTRAL = "library"
 _SHORTEST_DOCSTRING = 100
 _STDLIB = "stdlib"
 _CHAIN = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
-_AFTER_AS = re.compile(r"(?<=\bas )\w+")
 _AS = re.compile(r"(?<=\bas )\w+")
 _ALIAS = re.compile(r"\bimport\s+([A-Za-z_][\w.]*)\s+as\s+(\w+)")
 _IMPORTED = re.compile(r"\bfrom\s+([A-Za-z_][\w.]*)\s+import\s+(\w+(?:[ \t]*,[ \t]*\w+)*)")

@@ -56,7 +56,7 @@ def stream(
     if not prompts or not all(prompts):
         raise GptcoreError("the prompt is empty: give at least one token to continue from")
     device, context = model.embedding.weight.device, model.config.context
-    randoms = [torch.Generator().manual_seed(seed * 1_000_003 + row) for row in range(len(prompts))]
+    randoms = [torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63) for row in range(len(prompts))]
     texts = [list(prompt) for prompt in prompts]
     alive = [True] * len(texts)
     cache: Cache | None = None
@@ -101,7 +101,9 @@ def choose(
         probabilities[:, top_k:] = 0.0
     if top_p is not None and top_p < 1.0:
         before = probabilities.cumsum(-1) - probabilities  # what the likelier ones sum to
-        probabilities[before >= top_p * probabilities.sum(-1, keepdim=True)] = 0.0
+        beyond = before >= top_p * probabilities.sum(-1, keepdim=True)
+        beyond[:, 0] = False  # the likeliest one is never beyond
+        probabilities[beyond] = 0.0
     upto = probabilities.double().cumsum(-1)  # (B, V)
     drawn = torch.stack([torch.rand((1,), generator=random, dtype=torch.float64) for random in randoms])  # (B, 1)
     # The first place where the sum exceeds the draw; zero-probability places are never the first.

@@ -39,6 +39,8 @@ class Predictor:
         seed: int = 0,
     ) -> list[str]:
         """One answer per text, in their order. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 leave every choice open."""
+        if not texts:
+            return []
         if self.task is not None and self.task["type"] == "classify":
             return [self.task["labels"][index] for index in self.label_scores(texts).argmax(-1)]
         room = max_new_tokens or (self.task or {}).get("max_new_tokens") or _NEW_TOKENS

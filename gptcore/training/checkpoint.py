@@ -134,7 +134,7 @@ def _write_manifest(folder: Path, step: int, identity: dict[str, str]) -> None:
 
 def _finished(folder: Path) -> list[Path]:
     """Published checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and path.is_dir())
+    return sorted((path for path in folder.glob("step-*") if path.suffix == "" and path.is_dir()), key=_step_of)
 
 
 def _step_of(path: Path) -> int:

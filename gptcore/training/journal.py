@@ -7,6 +7,7 @@ The trainer writes; the terminal, Prefect and MLflow follow. Nothing a follower 
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,23 +71,29 @@ def read_journal(path: Path) -> list[Line]:
 class Follower:
     """Reads a journal while it is written; `lines()` yields what is new since the last call."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, since: float = 0.0) -> None:
         self.path, self.offset = path, 0
+        self._file_number: int | None = None
+        self._since = since  # lines up to this moment, in seconds since 1970, were seen or do not matter
 
     def lines(self) -> Iterator[Line]:
-        """New whole lines. A journal that was cut back is read on from its new end."""
+        """New whole lines. A journal that was cut back is another file: of it, what is younger than what was seen."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
-            size = file.seek(0, 2)
-            self.offset = min(self.offset, size)
+            number = os.fstat(file.fileno()).st_ino
+            if number != self._file_number:
+                self._file_number, self.offset = number, 0
             file.seek(self.offset)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
+        fresh = self.offset == 0
         self.offset += len(whole)
+        since = self._since
         for text in whole.decode("utf-8", errors="replace").splitlines():
             line = _parse(text)
-            if line is not None:
+            if line is not None and (not fresh or line["t"] > since):
+                self._since = max(self._since, line["t"])
                 yield line
 
 
@@ -96,4 +103,4 @@ def _parse(text: str) -> Line | None:
         line = json.loads(text)
     except ValueError:
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) and "t" in line else None

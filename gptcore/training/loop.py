@@ -300,8 +300,10 @@ def _resume(trainer: Trainer) -> None:
         trainer.journal.reopen()
     for _, text in broken:
         trainer.journal.event(trainer.step, "broken_checkpoint", text)
+    steps = trainer.resolved.steps
+    if found is None and trainer.answered:
+        trainer.journal.event(0, "restarted", f"starts again: there was no checkpoint yet, {steps} steps", steps=steps)
     if found is not None:
-        steps = trainer.resolved.steps
         trainer.journal.event(
             trainer.step, "resumed", f"continues from the checkpoint of step {found.step} of {steps}", steps=steps
         )

@@ -48,8 +48,7 @@ def run_training(run: Run, job: Job, follow: Callable[[Line], None]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     end_leftover(run)
     run.write(job)
-    follower = Follower(run.journal)
-    follower.offset = run.journal.stat().st_size if run.journal.exists() else 0
+    follower = Follower(run.journal, since=time.time())
     process = start(run, job)
     assert process.stderr is not None
     said: deque[str] = deque(maxlen=60)

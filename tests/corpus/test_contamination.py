@@ -50,8 +50,15 @@ def test_the_share_in_train_is_the_share_of_grams_that_any_train_text_holds(held
 def test_a_text_is_caught_when_it_holds_too_much_of_any_one_protected_row(rows, text, limit):
     protected = Protected.of("summarize", rows, 3)
     own = grams_of(text, 3)
-    expected = any(len(own & grams_of(row, 3)) > limit * len(grams_of(row, 3)) for row in rows)
+    expected = any(len(own & grams_of(row, 3)) > limit * min(len(own), len(grams_of(row, 3))) for row in rows)
     assert protected.is_held_by(ngram_hashes(text, 3), limit) == expected
+
+
+def test_every_part_of_a_long_protected_row_is_caught():
+    row = [f"word{number}" for number in range(3000)]
+    protected = Protected.of("summarize", [" ".join(row)], 13)
+    parts = (" ".join(row[start : start + 200]) for start in range(0, 3000, 200))
+    assert all(protected.is_held_by(ngram_hashes(part, 13), 0.2) for part in parts)
 
 
 def test_hashes_are_the_same_in_another_process_with_another_hash_seed():

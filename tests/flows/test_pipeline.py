@@ -184,6 +184,19 @@ def test_chinese_text_goes_through_all_stages(new_home, tmp_path):
     assert said.startswith("第一回")
 
 
+@pytest.mark.slow
+def test_a_reused_run_does_not_undo_a_rollback(new_home, tmp_path):
+    home = new_home(tmp_path / "rollback", tasks=[])
+    home.run("--set", "training.steps=3")
+    better = home.run("--set", "training.steps=60")
+    assert better["models"] == [{"name": "tiny-gpt", "version": 2, "aliases": ["champion"]}]
+    assert "version 1 is champion again" in home.gptcore("rollback", "tiny-gpt", "--reason", "it answers in riddles").stdout
+    again = home.run("--set", "training.steps=60")
+    assert again["models"] == [{"name": "tiny-gpt", "version": 2, "aliases": ["previous"]}]
+    told = json.loads(home.gptcore("history", "tiny-gpt", "--json").stdout)
+    assert [change["to"] for change in told] == [1, 2, 1]
+
+
 # --------------------------------------------------------------------------------------------------------- kills --
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import torch
 from hypothesis import given
@@ -45,8 +46,13 @@ def test_a_journal_is_followed_while_it_grows_and_cut_back_on_resume(tmp_path):
     assert [line["step"] for line in read_journal(path)] == [1, 1, 2]
     assert json.loads((tmp_path / "journal.tail-0.jsonl").read_text())["step"] == 3
     journal.reopen()
+    time.sleep(0.005)  # the journal's clock has milliseconds
+    journal.event(2, "resumed", "continues")
     journal.metrics(3, {"train/loss": 0.4})
-    assert [line["step"] for line in read_journal(path)] == [1, 1, 2, 3]
+    late = Follower(path, since=time.time() + 60)
+    assert [(line["step"], line.get("event")) for line in follower.lines()] == [(2, "resumed"), (3, None)]
+    assert list(late.lines()) == []
+    assert [line["step"] for line in read_journal(path)] == [1, 1, 2, 2, 3]
 
 
 def test_matrices_of_blocks_go_to_muon_and_everything_else_to_adamw():
