@@ -1,4 +1,5 @@
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -156,11 +157,14 @@ def test_a_dead_server_is_noticed_and_replaced_and_none_is_left_when_all_are_kil
 
 
 def test_a_server_of_the_users_own_is_taken_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api/")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    monkeypatch.setenv("PREFECT_API_URL", f"{address}/")
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     with private_server(tmp_path) as server:
-        assert server.url == "http://prefect.example/api"
-        server.wait_ready()
+        assert server.url == address
+        with pytest.raises(ServerError, match="nobody answers at PREFECT_API_URL"):
+            server.wait_ready()
     assert list(tmp_path.iterdir()) == []
     environment = server.client_environment()
     assert environment["DO_NOT_TRACK"] == "0"
