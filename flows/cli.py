@@ -1,6 +1,7 @@
 """The `gptcore` command. What a command needs is imported when it runs, so `--help` is quick and only models load torch."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="From raw text to a promoted GPT.",
 )  # fmt: skip
 
 Config = Annotated[Path | None, typer.Argument(help="Settings (YAML); default: the quickstart.", show_default=False)]
@@ -32,7 +32,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 Rebuild = Annotated[list[str] | None, typer.Option(help="Build this stage although it is there.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Name = Annotated[str, typer.Argument(help="A registered name, without version or alias.")]
-Model = Annotated[str, typer.Argument(help="name@alias, name/version, or the path of an artifact or checkpoint.")]
+Model = Annotated[str, typer.Argument(help="name@alias, name/version, a stage, or the path of an artifact or checkpoint.")]
+Registered = Annotated[str, typer.Argument(metavar="MODEL", help="name@alias or name/version.")]
 NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1, show_default=False)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)]
 TopK = Annotated[int, typer.Option(help="Draw from the likeliest k tokens; 0: from all.", min=0)]
@@ -52,6 +53,19 @@ def main() -> None:
             raise
         print(f"gptcore: no space left on the disk ({error}); free some space, then run again", file=sys.stderr)
         sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gptcore {importlib.metadata.version('gptcore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def gptcore(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """From raw text to a promoted GPT."""
 
 
 # -------------------------------------------------------------------------------------------------------- running --
@@ -74,7 +88,7 @@ def run(
     with Terminal() as terminal, contextlib.redirect_stdout(sys.stderr):
         outcome = _run_pipeline(settings, terminal, frozenset(rebuild or []))
     seconds = time.monotonic() - started
-    terminal.console.print(closing(outcome.artifacts, outcome.summary, outcome.models, outcome.sample, seconds))
+    terminal.console.print(closing(outcome, seconds))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
 
@@ -169,13 +183,16 @@ def verify_resume(
 
 @app.command()
 def generate(
-    model: Model, prompts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, standard input.")] = None,
+    model: Model,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, the whole of standard input is one.")] = None,
     max_new_tokens: NewTokens = None, temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, seed: Seed = 0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Let a model continue, summarise or classify texts: whatever it was trained for."""
     folder = _model_folder(model)
-    texts = prompts or [sys.stdin.read()]
+    texts = prompts or [_standard_input()]
+    if not all(text.strip() for text in texts):
+        raise GptcoreError("the prompt is empty: give a text, as an argument or on standard input")
     from gptcore.inference import Predictor
 
     predictor = Predictor(folder)
@@ -219,6 +236,14 @@ def chat(
         so_far = f"{prompt}{answer}\n"
 
 
+def _standard_input() -> str:
+    """All of it, without the end of its last line."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise GptcoreError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
+
+
 def _lines(prompt: str) -> Iterator[str]:
     """Lines that are not empty, until the end of standard input."""
     while True:
@@ -239,7 +264,7 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
     elif not rows:
-        print("No model is registered yet: gptcore run makes the first ones.")
+        print(f"No model is registered yet in {home_folder()}: gptcore run makes the first ones.")
     else:
         Terminal(sys.stdout).console.print(models_table(rows))
 
@@ -262,7 +287,7 @@ def show(
 
 @app.command()
 def promote(
-    model: Model,
+    model: Registered,
     force: Annotated[str | None, typer.Option(help="Promote although it is not better; the reason is recorded.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -351,6 +376,10 @@ def verify(
 
 
 def _settings(config: Path | None, text: list[str] | None, overrides: list[str] | None) -> PipelineConfig:
+    if text and config is not None and config.suffix.lower() not in (".yaml", ".yml"):
+        raise SettingsError(
+            f"{config} is no settings file; --text takes one path, so repeat it: --text {text[0]} --text {config}"
+        )
     return load_config(config or quickstart(), overrides or (), text or ())
 
 

@@ -29,6 +29,8 @@ def model_folder(what: str, home: Path, registry: Registry) -> Path:
         raise ModelNotFoundError(f"{what} is neither a model folder, nor an artifact with a model, nor a checkpoint")
     if path.exists() or what.startswith((".", "/")):
         raise ModelNotFoundError(f"{what} is no folder; give a model's name, an artifact's or a checkpoint's folder")
+    if artifact := _newest(what, home):
+        return model_folder(str(artifact), home, registry)
     resolved: Path = registry().resolve(what)
     return resolved
 
@@ -41,13 +43,18 @@ def find_artifact(what: str, home: Path, registry: Registry) -> Path:
             if (folder / MANIFEST).is_file():
                 return folder.absolute()
         raise ArtifactError(f"{what} is not a finished artifact: it has no {MANIFEST}")
-    stages = list((home / "store" / what).glob(f"*/*/{MANIFEST}")) if "/" not in what and what else []
-    if stages:
-        return max(stages, key=lambda manifest: str(read_manifest(manifest.parent)["built_at"])).parent
+    if artifact := _newest(what, home):
+        return artifact
     folder = model_folder(what, home, registry).parent
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{what} lies in MLflow only, not in the store of {home}; it was checked when it was fetched")
     return folder
+
+
+def _newest(stage: str, home: Path) -> Path | None:
+    """The artifact of a stage that was built last."""
+    manifests = list((home / "store" / stage).glob(f"*/*/{MANIFEST}")) if stage and "/" not in stage else []
+    return max(manifests, key=lambda file: str(read_manifest(file.parent)["built_at"])).parent if manifests else None
 
 
 def describe(what: str, home: Path, registry: Registry) -> dict[str, Any]:

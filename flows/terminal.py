@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pandas
 from rich.console import Console, Group
@@ -15,6 +15,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from gptcore.artifacts import Artifact, Decision
+
+if TYPE_CHECKING:
+    from tasks.promotion import Outcome
 
 
 class Terminal:
@@ -89,17 +92,18 @@ class _Facts(ProgressColumn):
 # -------------------------------------------------------------------------------------------------------- tables --
 
 
-def closing(
-    artifacts: Mapping[str, Artifact], numbers: pandas.DataFrame, models: list[dict[str, Any]], sample: tuple[str, str] | None,
-    seconds: float,
-) -> Group:  # fmt: skip
+def closing(outcome: "Outcome", seconds: float) -> Group:
     """What a run ends with: its stages, the numbers beside their baselines, a sample, the registered models."""
-    parts: list[Any] = [_stages(artifacts), _numbers(numbers)]
+    artifacts, sample = outcome.artifacts, outcome.sample
+    parts: list[Any] = [_stages(artifacts), _numbers(outcome.summary)]
     if sample is not None:
         prompt, answer = sample
         text = Text.assemble((prompt, "bold"), answer)
         parts.append(Panel(text, title="a sample of the base", title_align="left", border_style="dim"))
-    parts.append(_models(models))
+    parts.append(_models(outcome.models))
+    if outcome.results is not None and outcome.models:
+        parts.append(Text(f"Everything on one page: {outcome.results}", overflow="fold"))
+        parts.append(Text(f'Use it: gptcore generate {outcome.models[0]["name"]} "…"'))
     reused = sum(artifact.reused for artifact in artifacts.values())
     built = len(artifacts) - reused
     if built == 0:

@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gptcore.errors import ArtifactError, CorruptArtifactError, disk_full_is_clear
+from gptcore.errors import ArtifactError, CorruptArtifactError, disk_full_is_clear, is_disk_full
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -360,7 +360,9 @@ def open_home(home: Path) -> Path:
             if not schema.exists():
                 write_json(schema, SCHEMA)
             found = json.loads(schema.read_text())
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
+            if is_disk_full(error):
+                raise
             raise ArtifactError(f"cannot use {home} as gptcore's home: {error.strerror}; set GPTCORE_HOME") from error
         except ValueError:
             found = None

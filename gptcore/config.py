@@ -4,8 +4,9 @@ A section is what one stage is given; it enters the stage's fingerprint. Facts a
 ended up with belongs to the tokenizer. The environment holds addresses and secrets only.
 """
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -400,7 +401,7 @@ class PipelineConfig(Section):
 # ------------------------------------------------------------------------------------------------------- loading --
 
 
-def load_config(path: Path | str, overrides: Iterable[str] = (), texts: Sequence[str] = ()) -> PipelineConfig:
+def load_config(path: Path | str, overrides: Sequence[str] = (), texts: Sequence[str] = ()) -> PipelineConfig:
     """Read a YAML file, put the files `texts` in place of its text, apply `section.key=value` overrides, check everything.
 
     A `model` section may start from a preset: `model: {preset: modern-5m, context: 512}`.
@@ -423,7 +424,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = (), texts: Sequence
         _use_texts(values, texts)
     for override in overrides:
         _override(values, override)
-    return parse_config(values, str(path))
+    return parse_config(values, f"{path} with --set" if overrides else str(path))
 
 
 def parse_config(values: Mapping[str, Any], where: str = "the settings") -> PipelineConfig:
@@ -452,6 +453,8 @@ class _Loader(yaml.SafeLoader):
 
 def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
     """Other text makes another model: with a name of its own, and without tasks and prompts that belong to the old text."""
+    if not all(text.strip() for text in texts):
+        raise SettingsError("--text is empty: name a file or a folder, such as --text my-texts")
     first = Path(texts[0]).absolute()
     stem = re.sub(r"[^a-z0-9]+", "-", first.name.split(".")[0].lower()).strip("-") or "text"
     own = f"{stem[:51]}-gpt"
@@ -509,7 +512,9 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 def _say(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
-        return "unknown setting"
+        known = sorted({name for section in Section.__subclasses__() for name in section.model_fields})
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1)
+        return f"unknown setting; did you mean {near[0]}?" if near else "unknown setting"
     if problem["type"] == "missing":
         return "missing"
     text = str(problem["msg"]).removeprefix("Value error, ")

@@ -45,6 +45,8 @@ class Outcome:
     artifacts: Mapping[str, Artifact]
     models: list[dict[str, Any]]
     summary: pandas.DataFrame
+    results: Path | None
+    """The page for the whole run; None while planning."""
     sample: tuple[str, str] | None
     """A prompt and what the base made of it."""
     metrics: Mapping[str, float]
@@ -107,6 +109,8 @@ def promote_version(home: Path, reference: str, force: str | None) -> dict[str, 
     if force is not None:
         if not force.strip():
             raise RegistryError('promote --force needs a reason that is recorded, such as --force "rolled out by hand"')
+        if CHAMPION in version.aliases:
+            return Promotion(version, "champion already, so nothing was forced and no reason recorded").as_row()
         promoted = registry.promote(version.name, version.version, force, forced=True)
         return Promotion(promoted, f"champion, forced: {force}").as_row()
     try:
@@ -161,7 +165,7 @@ def write_results(run: Run, name: str, evaluations: Mapping[str, Artifact], prom
     models = [promotion.as_row() for promotion in promotions if promotion is not None]
     ids = (run.tracking.parent_id if run.tracking is not None else None, str(flow_run.get_id() or "") or None)
     if run.planning:
-        return Outcome(run.artifacts, models, pandas.DataFrame(), None, {}, *ids)
+        return Outcome(run.artifacts, models, pandas.DataFrame(), None, None, {}, *ids)
     paths = {stage: artifact.path for stage, artifact in evaluations.items()}
     curves = {
         f"training of {stage}": artifact.path / "report" / "curves.png"
@@ -170,11 +174,11 @@ def write_results(run: Run, name: str, evaluations: Mapping[str, Artifact], prom
     }
     run.results = run.store.home / "results" / name
     run.results.mkdir(parents=True, exist_ok=True)
-    results_page(run.results, paths, title=f"{name}, {time.strftime('%Y-%m-%d %H:%M')}", pictures=curves)
+    page = results_page(run.results, paths, title=f"{name}, {time.strftime('%Y-%m-%d %H:%M')}", pictures=curves)
     run.metrics = _metrics(evaluations)
     samples = read_results(paths["base"])["samples"]
     sample = (samples[0]["prompt"], samples[0]["drawn"]) if samples else None
-    return Outcome(run.artifacts, models, summary_rows(paths), sample, run.metrics, *ids)
+    return Outcome(run.artifacts, models, summary_rows(paths), page, sample, run.metrics, *ids)
 
 
 def _metrics(evaluations: Mapping[str, Artifact]) -> dict[str, float]:

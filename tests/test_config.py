@@ -51,7 +51,7 @@ def test_every_problem_is_named_at_once(config):
     text = problems(config, "training.stepps=3", "model.heads=5", "split.valid=2", "nonsense=1")
     assert "4 problem(s)" in text
     for part in (
-        "training.stepps: unknown setting",
+        "training.stepps: unknown setting; did you mean steps?",
         "heads (5) do not divide width (384)",
         "split.valid: ",
         "nonsense: unknown setting",
@@ -80,6 +80,7 @@ def test_text_of_ones_own_makes_a_model_with_its_own_name_and_no_tasks(config, t
     assert loaded.corpus.sources[0].paths == (str(tmp_path / "Meine Texte.tar"),)
     assert loaded.tasks == ()
     assert loaded.evaluation.samples == 3
+    assert "--text is empty" in problems(config, texts=("",))
     assert config("name=docs-gpt", texts=("docs",)).name == "docs-gpt", "said by hand"
 
 

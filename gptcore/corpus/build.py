@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcore.config import CorpusConfig, SplitConfig
-from gptcore.corpus.document import Document
+from gptcore.corpus.document import Document, explain
 from gptcore.corpus.prepare import Corpus, prepare
 from gptcore.corpus.report import write_report
 from gptcore.corpus.splitting import SPLITS, SplitName
@@ -91,7 +91,9 @@ def _check_enough(corpus: Corpus, split: SplitConfig) -> None:
     left_out = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing"
     read = f"{corpus.texts_read.total()} texts were read and {left_out} set aside"
     if not any(have.values()):
-        raise CorpusError(f"the corpus is empty: {read}; name other sources or lower corpus.min_characters")
+        first = f" (the first, {corpus.aside[0].id}, {explain(corpus.aside[0].reason)})" if corpus.aside else ""
+        shorter = " or lower corpus.min_characters" if "too_short" in dict(reasons) else ""
+        raise CorpusError(f"the corpus is empty: {read}{first}; name other sources{shorter}")
     groups = {document.group for documents in corpus.documents.values() for document in documents}
     found = ", ".join(f"{number} {name}" for name, number in have.items())
     raise CorpusError(

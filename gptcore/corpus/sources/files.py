@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -78,8 +79,18 @@ def _expand(path: Path, where: str) -> tuple[Path, list[Path]]:
 
 def search(root: Path, places: Iterable[Path]) -> list[Path]:
     """The files among `places` and in folders among them, each in the order of paths, without what is hidden below `root`."""
-    found = [path for place in places for path in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    found = [path for place in places for path in (sorted(_below(place)) if place.is_dir() else [place])]
     return [path for path in found if path.is_file() and not any(part[0] == "." for part in path.relative_to(root).parts)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder. Raises `SourceError` for one that may not be read: nothing is lost silently."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"cannot read the folder {error.filename}: {error.strerror}; make it readable or leave it out")
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
 
 
 def _name(path: Path, root: Path, taken: dict[str, Path]) -> str:
