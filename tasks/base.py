@@ -12,6 +12,7 @@ from gptcore.training.job import Job
 from gptcore.training.job import Run as TrainerRun
 from gptcore.training.journal import read_journal
 from gptcore.training.process import run_training
+from tasks.progress import ProgressBar
 from tasks.run import Run, stage_task
 
 _NO_RESULT = {"keep", "checkpoint_seconds"}
@@ -44,8 +45,11 @@ def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifac
     """Train in the workspace of `recipe`, from wherever an earlier run got, and publish the model with its report."""
     workspace = TrainerRun(run.store.workspace(recipe))
 
+    bar = ProgressBar(recipe.stage, recipe.name, run.watcher.say)
+
     def follow(line: dict[str, Any]) -> None:
         run.watcher.journal(recipe.stage, line)
+        bar.journal(line)
         if run.tracking is not None:
             run.tracking.follow(recipe, workspace.journal)
 

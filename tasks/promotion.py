@@ -17,6 +17,7 @@ from gptcore.errors import ArtifactError, RegistryError
 from gptcore.evaluation import compare_evaluations, headline, read_results, summary_rows
 from gptcore.evaluation.overview import results_page
 from tasks.evaluation import evaluate
+from tasks.progress import show_results
 from tasks.registry import CHAMPION, Registry, Version
 from tasks.run import Run, Silent
 from tasks.tracking import Tracking
@@ -175,6 +176,7 @@ def write_results(run: Run, name: str, evaluations: Mapping[str, Artifact], prom
     run.results = run.store.home / "results" / name
     run.results.mkdir(parents=True, exist_ok=True)
     page = results_page(run.results, paths, title=f"{name}, {time.strftime('%Y-%m-%d %H:%M')}", pictures=curves)
+    show_results(page, name, run.watcher.say)
     run.metrics = _metrics(evaluations)
     samples = read_results(paths["base"])["samples"]
     sample = (samples[0]["prompt"], samples[0]["drawn"]) if samples else None

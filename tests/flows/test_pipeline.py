@@ -1,10 +1,12 @@
 """The whole chain through the command line: what a run leaves, what a second run reuses, what survives a kill."""
 
+import contextlib
 import gzip
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -83,6 +85,22 @@ def test_a_reused_stage_ends_in_the_state_reused_in_prefect(finished):
     assert {name for name, state in states.items() if state == "Reused"} == {
         stage.replace("evaluation-", "evaluation of finetune-").replace("finetune-base", "base") for stage in STAGES
     }
+
+
+def test_prefect_shows_the_progress_of_every_training_and_the_results(finished):
+    database = f"file:{finished.home.home}/prefect/prefect.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
+        shown = {key: (kind, data, words) for key, kind, data, words in connection.execute(
+            "select key, type, data, description from artifact"
+        )}  # fmt: skip
+    kind, data, words = shown["base-of-tiny-gpt"]
+    assert (kind, float(data)) == ("progress", 100.0)
+    assert words.startswith("base of tiny-gpt: step 240 of 240, loss ")
+    assert shown["finetune-classify-of-tiny-gpt"][0] == "progress"
+    kind, data, _ = shown["results-of-tiny-gpt"]
+    assert kind == "markdown"
+    assert "bits per byte" in data
+    assert "![" not in data
 
 
 def test_plan_explains_what_differs(finished):

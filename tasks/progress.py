@@ -1,0 +1,67 @@
+"""Prefect's view of a run: a bar that moves while the trainer works, and the results page. Never in the way of either."""
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.runtime import flow_run
+
+from tasks.breaker import Breaker, Say
+
+_EVERY = 5.0
+"""Shortest time in seconds between two changes of a bar."""
+
+
+class ProgressBar:
+    """A progress artifact that follows a training's journal: step, loss, speed and time left."""
+
+    def __init__(self, stage: str, name: str, say: Say) -> None:
+        self.stage, self.name = stage, name
+        self._breaker = Breaker("Prefect's progress artifact", say)
+        self._artifact: UUID | None = None
+        self._steps, self._moved = 0, -_EVERY
+
+    def journal(self, line: Mapping[str, Any]) -> None:
+        """A line of the trainer's journal."""
+        self._steps = line.get("steps", self._steps)
+        values, step = line.get("values", {}), int(line["step"])
+        now = time.monotonic()
+        if "train/loss" not in values or not self._steps or not flow_run.get_id():
+            return
+        if now - self._moved >= _EVERY or step == self._steps:
+            self._moved = now
+            self._breaker.attempt(self._move, 100.0 * step / self._steps, self._words(step, values))
+
+    def _words(self, step: int, values: Mapping[str, float]) -> str:
+        seconds = (self._steps - step) * values["tokens"] / max(1, step) / max(1.0, values["tokens_per_second"])
+        return (
+            f"{self.stage} of {self.name}: step {step} of {self._steps}, loss {values['train/loss']:.3f}, "
+            f"{values['tokens_per_second']:,.0f} tokens/s, {seconds:,.0f} s left"
+        )
+
+    def _move(self, percent: float, words: str) -> None:
+        if self._artifact is None:
+            key = artifact_key(f"{self.stage}-of-{self.name}")
+            made = create_progress_artifact(percent, key=key, description=words)
+            assert isinstance(made, UUID), "tasks are not async"
+            self._artifact = made
+        else:
+            update_progress_artifact(self._artifact, percent, description=words)
+
+
+def show_results(page: Path, name: str, say: Say) -> None:
+    """The results page as an artifact of the flow run, without its pictures, which stay beside the page and in MLflow."""
+    if not flow_run.get_id():
+        return
+    text = re.sub(r"^!\[.*\]\(.*\)\n+", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    key = artifact_key(f"results-of-{name}")
+    Breaker("Prefect's results artifact", say).attempt(create_markdown_artifact, text, key=key, description=str(page))
+
+
+def artifact_key(text: str) -> str:
+    """What Prefect takes as a key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
