@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -258,15 +258,11 @@ def _lines(prompt: str) -> Iterator[str]:
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the registered models, their versions and aliases."""
-    from flows.terminal import Terminal, models_table
+    from flows.terminal import models_table
 
     rows = [version.as_row() for version in _registry().all_versions()]
-    if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
-    elif not rows:
-        print(f"No model is registered yet in {home_folder()}: gptcore run makes the first ones.")
-    else:
-        Terminal(sys.stdout).console.print(models_table(rows))
+    none = f"No model is registered yet in {home_folder()}: gptcore run makes the first ones."
+    _tell(rows, as_json, lambda: models_table(rows) if rows else none)
 
 
 @app.command()
@@ -276,13 +272,10 @@ def show(
 ) -> None:
     """Show what an artifact or a registered model is made of and how good it is."""
     from flows.lookup import describe
-    from flows.terminal import Terminal, facts_table
+    from flows.terminal import facts_table
 
     facts = describe(what, open_home(home_folder()), _registry)
-    if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
-    else:
-        Terminal(sys.stdout).console.print(facts_table(facts))
+    _tell(facts, as_json, lambda: facts_table(facts))
 
 
 @app.command()
@@ -296,10 +289,7 @@ def promote(
 
     with contextlib.redirect_stdout(sys.stderr):
         verdict = promote_version(open_home(home_folder()), model, force)
-    if as_json:
-        print(json.dumps(verdict, ensure_ascii=False))
-    else:
-        print(f"{verdict['name']} version {verdict['version']}: {verdict['verdict']}")
+    _tell(verdict, as_json, lambda: f"{verdict['name']} version {verdict['version']}: {verdict['verdict']}")
 
 
 @app.command()
@@ -309,13 +299,10 @@ def lineage(
 ) -> None:
     """Tell what something was made of, down to the sources, and every artifact, version and alias that depends on it."""
     from flows.lookup import lineage as trace
-    from flows.terminal import Terminal, lineage_tree
+    from flows.terminal import lineage_tree
 
     found = trace(what, open_home(home_folder()), _registry)
-    if as_json:
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        Terminal(sys.stdout).console.print(lineage_tree(found))
+    _tell(found, as_json, lambda: lineage_tree(found))
 
 
 @app.command()
@@ -326,10 +313,7 @@ def rollback(
 ) -> None:
     """Make the champion before this one champion again."""
     champion = _registry().rollback(name, reason)
-    if as_json:
-        print(json.dumps(champion.as_row(), ensure_ascii=False))
-    else:
-        print(f"{name} version {champion.version} is champion again: {reason}")
+    _tell(champion.as_row(), as_json, lambda: f"{name} version {champion.version} is champion again: {reason}")
 
 
 @app.command()
@@ -339,7 +323,7 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Tell every change of champion: when, from which version to which, why and by whom."""
-    from flows.terminal import Terminal, history_table
+    from flows.terminal import history_table
 
     registry = _registry()
     changes = registry.history(name)
@@ -347,16 +331,9 @@ def history(
         moment = _moment(on)
         version = registry.champion_at(name, moment)
         answer = {"name": name, "at": moment.isoformat(), "champion": version}
-        if as_json:
-            print(json.dumps(answer))
-        else:
-            print(f"{name}: version {version}" if version is not None else f"{name} had no champion then")
-    elif as_json:
-        print(json.dumps(changes, ensure_ascii=False))
-    elif not changes:
-        print(f"{name} never had a champion")
+        _tell(answer, as_json, lambda: f"{name} had no champion then" if version is None else f"{name}: version {version}")
     else:
-        Terminal(sys.stdout).console.print(history_table(changes))
+        _tell(changes, as_json, lambda: history_table(changes) if changes else f"{name} never had a champion")
 
 
 @app.command()
@@ -373,6 +350,17 @@ def verify(
 
 
 # -------------------------------------------------------------------------------------------------------- helpers --
+
+
+def _tell(answer: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
+    """Print the answer of a command: one line of JSON, or a sentence or table for people."""
+    from flows.terminal import Terminal
+
+    shown = json.dumps(answer, ensure_ascii=False) if as_json else for_people()
+    if isinstance(shown, str):
+        print(shown)
+    else:
+        Terminal(sys.stdout).console.print(shown)
 
 
 def _settings(config: Path | None, text: list[str] | None, overrides: list[str] | None) -> PipelineConfig:
