@@ -35,14 +35,14 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 from filelock import FileLock
 
 from gptcore.artifacts import write_json
 from gptcore.errors import DiskFullError, GptcoreError
-from tasks.active import PREFECT, settle_dead_runs
 
 if TYPE_CHECKING:
     import uvicorn
@@ -122,7 +122,7 @@ class Server:
                     return
             except OSError as error:
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if refused or not _is_alive(self.home) or time.monotonic() > deadline:
+                if refused or not is_alive(self.home) or time.monotonic() > deadline:
                     if shutil.disk_usage(self.home).free < _ROOM:
                         raise DiskFullError(f"no space left for Prefect's database in {self.home}: free some space") from error
                     raise ServerError(
@@ -149,8 +149,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def private_server(home: Path) -> Iterator[Server]:
-    """The user's server if PREFECT_API_URL is set, else the home's own one, started if need be; does not wait for it."""
+def private_server(home: Path, port: int | None = None) -> Iterator[Server]:
+    """The user's server if PREFECT_API_URL is set, else the home's own one, started if need be; does not wait for it.
+
+    `port` is where a first server is wanted; one that runs, or ran before, stays where it is.
+    """
     if url := os.environ.get("PREFECT_API_URL"):
         yield Server(url.rstrip("/"), home)
         return
@@ -158,17 +161,33 @@ def private_server(home: Path) -> Iterator[Server]:
     with (home / "server.users").open("w") as users:
         # While an idle server is ending it holds this lock alone, so that nobody joins a server that is about to go.
         fcntl.flock(users, fcntl.LOCK_SH)
-        with FileLock(home / "server.lock"):
-            url = _running(home) or _start(home)
+        url = ensure_server(home, port)
         try:
-            yield Server(url, home, _auth(home))
+            yield Server(url, home, auth_of(home))
         finally:
             _send_what_is_pending()
 
 
+@contextlib.contextmanager
+def use_server(home: Path) -> Iterator[None]:
+    """Keep the home's server, if it has one, for as long as the block lasts: for a run that somebody else started."""
+    if not (home / "server.users").exists():
+        yield
+        return
+    with (home / "server.users").open("w") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield
+
+
+def ensure_server(home: Path, port: int | None = None) -> str:
+    """URL of the server that lives, or of one that was started now. Only for who holds `server.users`: see `private_server`."""
+    with FileLock(home / "server.lock"):
+        return _running(home) or _start(home, port)
+
+
 def _running(home: Path) -> str | None:
     """URL of the server that lives, if any."""
-    if not _is_alive(home):
+    if not is_alive(home):
         return None
     try:
         return str(json.loads((home / "server.json").read_text())["url"])
@@ -178,9 +197,26 @@ def _running(home: Path) -> str | None:
         ) from None
 
 
-def _start(home: Path) -> str:
-    """Start a server on a free port of loopback and return its URL at once."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, (home / "server.alive").open("w") as alive:
+def listen(*ports: int | None) -> socket.socket:
+    """A listening socket of loopback, on the first of `ports` that is free, else on any."""
+    for port in ports:
+        if port:
+            with contextlib.suppress(OSError):
+                return socket.create_server(("127.0.0.1", port), backlog=128)
+    return socket.create_server(("127.0.0.1", 0), backlog=128)
+
+
+def _port_before(home: Path) -> int | None:
+    """Where the last server of this home was: whoever still looks for it there, or has a bookmark, finds the next one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        url: str = json.loads((home / "server.json").read_text())["url"]
+        return urlsplit(url).port
+    return None
+
+
+def _start(home: Path, port: int | None) -> str:
+    """Start a server on loopback, where the last one was, on `port`, or on a free one; return its URL at once."""
+    with listen(_port_before(home), port) as listener, (home / "server.alive").open("w") as alive:
         # The lock goes with the open file to the child, and stays when our copy of it is closed.
         fcntl.flock(alive, fcntl.LOCK_EX)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -214,8 +250,8 @@ def _server_environment(home: Path, url: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [code, environment.get("PYTHONPATH")])),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect' / 'prefect.db'}",
-        "PREFECT_SERVER_API_AUTH_STRING": _auth(home),
-        "PREFECT_API_AUTH_STRING": _auth(home),
+        "PREFECT_SERVER_API_AUTH_STRING": auth_of(home),
+        "PREFECT_API_AUTH_STRING": auth_of(home),
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": url.rsplit(":", 1)[1].removesuffix("/api"),
         # On another port than 4200 its pages would ask the wrong address.
@@ -227,7 +263,7 @@ def _server_environment(home: Path, url: str) -> dict[str, str]:
     }
 
 
-def _auth(home: Path) -> str:
+def auth_of(home: Path) -> str:
     """The random auth string of this home, in a file that only its owner reads."""
     path = home / "prefect" / "auth"
     if not path.exists():
@@ -240,7 +276,7 @@ def _auth(home: Path) -> str:
     return path.read_text()
 
 
-def _is_alive(home: Path) -> bool:
+def is_alive(home: Path) -> bool:
     """Whether a server process of this home lives."""
     with (home / "server.alive").open("a") as file:
         try:
@@ -258,41 +294,6 @@ def _send_what_is_pending() -> None:
 
         for worker in (EventsWorker, APILogWorker):
             worker.drain_all(timeout=5)
-
-
-# -------------------------------------------------------------------------------------------------------- sweeps --
-
-
-def mark_dead_flow_runs(home: Path) -> int:
-    """Set flow runs of processes that no longer exist to Crashed, with their task runs; return how many there were.
-
-    Prefect must be reachable with the settings of this process. Raises what its client raises when it is not.
-    """
-    from uuid import UUID
-
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.client.schemas.objects import State
-    from prefect.exceptions import ObjectNotFound
-    from prefect.states import Crashed
-
-    def crash(flow_run_id: str) -> None:
-        died: State[Any] = Crashed(message="The process of this run is gone; it was killed or the machine went down.")
-        try:
-            if (state := client.read_flow_run(UUID(flow_run_id)).state) is not None and state.is_final():
-                return
-        except ObjectNotFound:
-            return  # of another server, or deleted
-        only = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
-        for task_run in client.read_task_runs(flow_run_filter=only):
-            if task_run.state is not None and not task_run.state.is_final():
-                client.set_task_run_state(task_run.id, died, force=True)
-        client.set_flow_run_state(UUID(flow_run_id), died, force=True)
-
-    if not any((home / "runs").glob("*.json")):
-        return 0
-    with get_client(sync_client=True) as client:
-        return settle_dead_runs(home, PREFECT, crash)
 
 
 # ------------------------------------------------------------------------------------------------ server process --

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from prefect.runtime import flow_run
 
+from flows.server import use_server
+from flows.services import mlflow_pages
 from gptcore.artifacts import Store, home_folder
 from gptcore.config import PipelineConfig
 from tasks.active import ActiveRun
+from tasks.progress import Logged, show_mlflow
 from tasks.run import Run, Silent, Watcher
 from tasks.tracking import Tracking
 
@@ -30,13 +33,18 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
     """The run that tasks are handed, inside a Prefect flow. MLflow's parent run begins and ends with the block."""
     options = OPTIONS.get()
     store = Store(home_folder())
-    tracking = Tracking(store.home, config.name, options.watcher.say)
-    run = Run(store, options.watcher, tracking, options.rebuild)
-    with ActiveRun(store.home, config.name) as active:
+    watcher = Logged(options.watcher)
+    tracking = Tracking(store.home, config.name, watcher.say)
+    run = Run(store, watcher, tracking, options.rebuild)
+    with use_server(store.home), ActiveRun(store.home, config.name) as active:
         flow_run_id = str(flow_run.get_id() or "")
         active.note(prefect_flow_run_id=flow_run_id)
         tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
-        active.note(mlflow_run_id=tracking.start_pipeline(config.model_dump(mode="json"), tags))
+        if flow_run.ui_url:  # MLflow's pages show it as a link
+            tags["mlflow.note.content"] = f"[The run in Prefect]({flow_run.ui_url})"
+        run_id = tracking.start_pipeline(config.model_dump(mode="json"), tags)
+        active.note(mlflow_run_id=run_id)
+        show_mlflow(mlflow_pages(store.home), run_id, config.name, watcher.say)
         try:
             yield run
         except BaseException as error:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 import pandas
@@ -201,6 +202,36 @@ def _grow(branch: Tree, node: Mapping[str, Any], seen: set[str]) -> None:
     seen.add(node["digest"])
     for part in () if again else inner:
         _grow(twig, part, seen)
+
+
+def status_tables(status: Mapping[str, Any]) -> Group:
+    """Services and runs, as `gptcore status` shows them."""
+    if not status["up"]:
+        parts: list[Any] = [Text("The services are down; gptcore up starts them.")]
+    else:
+        table = _table("service", "", "address", "process", "since", "restarts", "memory")
+        for name, row in status["services"].items():
+            well = row["alive"] and row["answers"] is not False
+            table.add_row(
+                name, Text("well" if well else "starting or dead", "green" if well else "red"), status.get(name) or "",
+                str(row["pid"]), _moment(row["since"]), str(row["restarts"]), f"{row['memory_mb']:.0f} MB",
+            )  # fmt: skip
+        parts = [table, Text(f"user and password: {status['password']}", "dim")]
+    running = _table("running", "model", "process", "since")
+    for row in status["running"]:
+        running.add_row(str(row["run"] or "")[-8:], row["name"], str(row["pid"]), _moment(row["since"]))
+    parts += [running] if status["running"] else []
+    for when, title in (("last", "last runs"), ("next", "next runs")):
+        if rows := status.get(when):
+            table = _table(title, "flow", "model", "state", "at")
+            for row in rows:
+                table.add_row(row["run"][-8:], row["flow"], row["name"], row["state"], _moment(row["at"]))
+            parts.append(table)
+    return Group(*parts)
+
+
+def _moment(text: str) -> str:
+    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:

@@ -89,6 +89,15 @@ def active_runs(home: Path) -> list[RunRecord]:
     return sorted(records, key=lambda record: record.started)
 
 
+def has_dead_runs(home: Path) -> bool:
+    """Whether a run that is gone left something to settle."""
+    for path in (home / "runs").glob("*.json"):
+        with _claimed(path) as claim:
+            if claim is not None:
+                return True
+    return False
+
+
 def settle_dead_runs(home: Path, key: str, settle: Callable[[str], None], *, keep_days: float = 30) -> int:
     """Call `settle(id)` for the id that every dead run left under `key` (`PREFECT` or `MLFLOW`); return how many there were.
 

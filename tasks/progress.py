@@ -1,5 +1,6 @@
 """Prefect's view of a run: a bar that moves while the trainer works, and the results page. Never in the way of either."""
 
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -7,13 +8,57 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from gptcore.artifacts import Artifact
 from tasks.breaker import Breaker, Say
+from tasks.run import Watcher
 
 _EVERY = 5.0
 """Shortest time in seconds between two changes of a bar."""
+_LOG_EVERY = 60.0
+"""Seconds between two lines of the log that tell how far a training is."""
+
+
+class Logged:
+    """A watcher whose every word stands in Prefect's log too: the UI and `gptcore logs` tell what a terminal told."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def stage(self, stage: str) -> None:
+        """A stage is being built."""
+        self._watcher.stage(stage)
+        _log(f"{stage}: building")
+
+    def journal(self, stage: str, line: dict[str, Any]) -> None:
+        """The trainer wrote a line; what happened is logged, what was measured moves the bar."""
+        self._watcher.journal(stage, line)
+        if line["kind"] == "event":
+            _log(f"{stage}: {line['text']}")
+
+    def done(self, artifact: Artifact) -> None:
+        """A stage is there, built or reused."""
+        self._watcher.done(artifact)
+        _log(f"{artifact.stage}: {'reused' if artifact.reused else f'built in {artifact.seconds:.1f} s'}, {artifact.path}")
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+        self._watcher.say(text)
+        _log(text)
+
+
+def _log(text: str) -> None:
+    with contextlib.suppress(MissingContextError):  # a plan, or a function that is called alone
+        get_run_logger().info(text)
 
 
 class ProgressBar:
@@ -23,7 +68,7 @@ class ProgressBar:
         self.stage, self.name = stage, name
         self._breaker = Breaker("Prefect's progress artifact", say)
         self._artifact: UUID | None = None
-        self._steps, self._moved = 0, -_EVERY
+        self._steps, self._moved, self._logged = 0, -_EVERY, time.monotonic()
 
     def journal(self, line: Mapping[str, Any]) -> None:
         """A line of the trainer's journal."""
@@ -34,7 +79,11 @@ class ProgressBar:
             return
         if now - self._moved >= _EVERY or step == self._steps:
             self._moved = now
-            self._breaker.attempt(self._move, 100.0 * step / self._steps, self._words(step, values))
+            words = self._words(step, values)
+            self._breaker.attempt(self._move, 100.0 * step / self._steps, words)
+            if now - self._logged >= _LOG_EVERY:
+                self._logged = now
+                _log(words)
 
     def _words(self, step: int, values: Mapping[str, float]) -> str:
         seconds = (self._steps - step) * values["tokens"] / max(1, step) / max(1.0, values["tokens_per_second"])
@@ -51,6 +100,15 @@ class ProgressBar:
             self._artifact = made
         else:
             update_progress_artifact(self._artifact, percent, description=words)
+
+
+def show_mlflow(address: str | None, run_id: str | None, name: str, say: Say) -> None:
+    """A link from the flow run to its MLflow run, where MLflow has pages."""
+    if address is None or run_id is None or not flow_run.get_id():
+        return
+    link = f"{address}/#/runs/{run_id}"
+    key = artifact_key(f"mlflow-of-{name}")
+    Breaker("Prefect's link to MLflow", say).attempt(create_link_artifact, link, link_text="the run in MLflow", key=key)
 
 
 def show_results(page: Path, name: str, say: Say) -> None:

@@ -235,8 +235,12 @@ class Tracking:
         died, or could not reach MLflow at their end, have left behind.
         """
         self._config, self._tags, self._started = config, dict(tags or {}), _now()
-        self._breaker.attempt(self._settle)
+        self.settle()
         return self._breaker.attempt(self._parent)
+
+    def settle(self) -> None:
+        """Set right what runs that died, or could not reach MLflow at their end, have left behind."""
+        self._breaker.attempt(self._settle)
 
     def end_pipeline(
         self, status: str = "FINISHED", metrics: Mapping[str, float] | None = None, report: Path | None = None

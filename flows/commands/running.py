@@ -46,7 +46,8 @@ def run(
 
 
 def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str]) -> "Outcome":
-    from flows.server import mark_dead_flow_runs, private_server, set_default_environment
+    from flows.runs import mark_dead_flow_runs
+    from flows.server import private_server, set_default_environment
 
     set_default_environment()
     # The person sees one message; Prefect's own log, with the traceback, is in its UI.

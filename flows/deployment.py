@@ -1,0 +1,231 @@
+"""What Prefect's server is told beside the flows: work pools, deployments, automations, and what was missed.
+
+    python -m flows.deployment prepare            pools, automations, missed runs; before a worker starts
+    python -m flows.deployment deploy FILE…       the deployments of prefect.yaml for every settings file
+
+Both need Prefect's address in the environment. They are processes of their own, so that whoever keeps the services together
+never has to import Prefect.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tzlocal
+
+from gptcore.config import load_config
+from gptcore.errors import GptcoreError, SettingsError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.events.schemas.automations import AutomationCore
+
+CPU_POOL, GPU_POOL = "gptcore-cpu", "gptcore-gpu"
+NOTIFY = "GPTCORE_NOTIFY"
+"""Where failures are told: an http(s) webhook, or any other address that apprise knows, such as `mailtos://…`."""
+_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 1}
+"""Runs of a pool at the same time: a card serves one, and on a CPU something small may pass a long training."""
+_HEARTBEAT = timedelta(minutes=5)
+"""A run that says nothing for this long is taken for dead, when nobody on its machine could tell."""
+
+
+class DeploymentError(GptcoreError):
+    """Prefect refused what it was to be told."""
+
+
+def has_card() -> bool:
+    """Whether this machine has an NVIDIA card; asked without loading torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def settings_of(path: str) -> dict[str, Any]:
+    """A build step of prefect.yaml: the settings of a file, checked, as the parameter that flows take."""
+    return {"config": load_config(path).model_dump(mode="json")}
+
+
+# ---------------------------------------------------------------------------------------------------- deployments --
+
+
+def deploy(file: Path, working_dir: Path, cron: str | None = None) -> str:
+    """Deploy every flow of prefect.yaml with the settings of `file`; returns the name they share.
+
+    Raises `SettingsError` for settings that are wrong, `DeploymentError` with Prefect's words when it refuses.
+    """
+    name = load_config(file).name
+    environment = {
+        **os.environ,
+        "GPTCORE_CONFIG": str(file.absolute()),
+        "GPTCORE_NAME": name,
+        "GPTCORE_TRAINING_POOL": GPU_POOL if has_card() else CPU_POOL,
+        "GPTCORE_WORKING_DIR": str(working_dir.absolute()),
+        "GPTCORE_CRON": cron or os.environ.get("GPTCORE_CRON", "0 3 * * *"),
+        "GPTCORE_TIMEZONE": os.environ.get("GPTCORE_TIMEZONE") or tzlocal.get_localzone_name() or "UTC",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+    }
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_yaml())]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if result.returncode != 0:
+        said = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        raise DeploymentError(f"Prefect did not take the deployments of {file}: {' '.join(said[-3:])}")
+    return name
+
+
+def prefect_yaml() -> Path:
+    """In the wheel inside `flows`, in a checkout under deployments/."""
+    packed = Path(__file__).parent / "prefect.yaml"
+    return packed if packed.exists() else Path(__file__).parents[1] / "deployments" / "prefect.yaml"
+
+
+# -------------------------------------------------------------------------------------------------------- prepare --
+
+
+def prepare() -> None:
+    """Pools, automations, and what became of the runs that were due while nobody was there. May be done again."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for pool, at_once in _AT_ONCE.items():
+            _ensure_pool(client, pool, at_once)
+        _ensure_automations(client)
+        for name in skip_missed(client):
+            print(f"skipped a run of {name} that was missed; the newest one catches up")
+
+
+def _ensure_pool(client: "SyncPrefectClient", name: str, at_once: int) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        pool = WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=at_once)
+        client.create_work_pool(pool)
+
+
+def skip_missed(client: "SyncPrefectClient") -> list[str]:
+    """Of the runs of a deployment that were due and never began, keep the newest; returns the names of the others."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.states import Cancelled
+
+    scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    now, seen, skipped = datetime.now(UTC), set(), []
+    for run in client.read_flow_runs(flow_run_filter=scheduled, sort=FlowRunSort.EXPECTED_START_TIME_DESC):
+        due = run.next_scheduled_start_time or run.expected_start_time
+        if not run.auto_scheduled or due is None or due > now:
+            continue
+        if run.deployment_id in seen:
+            message = "Missed while no worker was there; a later run of this deployment catches up."
+            client.set_flow_run_state(run.id, Cancelled(name="Missed", message=message), force=True)
+            skipped.append(run.name)
+        seen.add(run.deployment_id)
+    return skipped
+
+
+# ---------------------------------------------------------------------------------------------------- automations --
+
+
+def _ensure_automations(client: "SyncPrefectClient") -> None:
+    """Those of ours as they are today; one of the same name that a person changed or switched off stays as it is."""
+    known = {automation.name for automation in client.read_automations()}
+    for automation in [_heartbeat(), *_notifications()]:
+        if automation.name not in known:
+            client.create_automation(automation)
+
+
+def _heartbeat() -> "AutomationCore":
+    """A run on a machine that went away is set to Crashed. On this machine `gptcore up` sees it at once (`flows/runs.py`)."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    alive = {"prefect.flow-run.heartbeat"}
+    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    return AutomationCore(
+        name="gptcore: a run that is silent has crashed",
+        trigger=EventTrigger(
+            after=alive, expect=alive | ended, match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=_HEARTBEAT,
+        ),
+        actions=[ChangeFlowRunState(
+            state=StateType.CRASHED, name="Crashed", force=False, message="Silent for five minutes: its machine is gone.",
+        )],
+    )  # fmt: skip
+
+
+def _notifications() -> "list[AutomationCore]":
+    """A message for every run that failed or crashed, if `GPTCORE_NOTIFY` says where to."""
+    address = os.environ.get(NOTIFY)
+    if not address:
+        return []
+    from prefect.events.actions import SendNotification
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    return [AutomationCore(
+        name="gptcore: tell of runs that failed",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"}, posture=Posture.Reactive, threshold=1,
+        ),
+        actions=[SendNotification(
+            block_document_id=_notification_block(address),
+            subject="gptcore: {{ flow.name }} of {{ flow_run.name }} ended as {{ flow_run.state.name }}",
+            body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+        )],
+    )]  # fmt: skip
+
+
+def _notification_block(address: str) -> Any:
+    """The block that Prefect keeps the address in, encrypted; its id."""
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
+    from pydantic import SecretStr
+
+    scheme = address.partition("://")[0].lower()
+    if scheme not in _schemes():
+        raise SettingsError(f"{NOTIFY} begins with {scheme!r}, which is neither a webhook (https://…) nor known to apprise")
+    block: Any
+    if scheme in ("http", "https"):
+        block = CustomWebhookNotificationBlock(
+            name="gptcore", url=address, method="POST", headers=None, cookies=None,
+            json_data={"subject": "{{subject}}", "body": "{{body}}"},
+        )  # fmt: skip
+    else:
+        # Of Prefect's blocks it is the plain one: it hands its address to apprise as it is, mail and all others included.
+        block = SlackWebhook(url=SecretStr(address))
+    return block.save("gptcore-notify", overwrite=True)
+
+
+def _schemes() -> set[str]:
+    from apprise import Apprise
+
+    known: list[Mapping[str, Any]] = Apprise().details()["schemas"]
+    return {"http", "https"} | {
+        str(protocol) for entry in known for kind in ("protocols", "secure_protocols") for protocol in entry[kind] or ()
+    }
+
+
+def main() -> None:
+    """See the module's docstring."""
+    try:
+        if sys.argv[1] == "prepare":
+            prepare()
+        else:
+            for file in sys.argv[2:]:
+                print(deploy(Path(file), Path.cwd()))
+    except GptcoreError as error:
+        print(f"gptcore: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""`python -m flows.leash COMMAND…`: a command that leaves nothing behind, whoever is killed.
+
+The leash gets SIGTERM when its parent dies, and adopts every process that loses its own parent below it. When it is asked to
+end, or the command ends, it ends all of them: first kindly, then for good. It imports little: it lives as long as its service.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+import psutil
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+PARENT = "GPTCORE_LEASH_PARENT"
+"""Variable with the pid of whoever starts a leash: it may be dead before the leash could ask to be told."""
+GRACE = "GPTCORE_LEASH_GRACE"
+"""Variable with the seconds between asking everybody to end and insisting."""
+
+
+class _Asked(BaseException):
+    """SIGTERM came."""
+
+
+def _ask(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Asked
+
+
+def main(command: list[str]) -> int:
+    """Run `command` to its end, or until SIGTERM; returns its exit code."""
+    signal.signal(signal.SIGTERM, _ask)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is heard by whoever holds the leash
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        if os.getppid() == int(os.environ.get(PARENT, os.getppid())):
+            # What the starter passed on (a listening socket) is passed on again.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)
+            _bury_until(process)
+    except _Asked:
+        pass
+    if process is not None and process.returncode is None:
+        process.terminate()  # it alone: a server ends its own workers in its own order
+    end_all(psutil.Process(), float(os.environ.get(GRACE, "10")))
+    return process.returncode or 0 if process is not None else 1
+
+
+def _bury_until(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the command, and for whatever was adopted, so that no zombie stays."""
+    while True:
+        pid, status = os.wait()
+        if pid == process.pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return
+
+
+def end_all(of: psutil.Process, grace: float) -> None:
+    """End every process below `of`: wait `grace` seconds for those that were asked, ask the others, then kill."""
+    deadline = time.monotonic() + grace
+    for act, until in ((None, deadline), ("terminate", deadline + 5), ("kill", deadline + 10)):
+        children = of.children(recursive=True)
+        for child in children:
+            if act is not None:
+                with_suppressed(child, act)
+        if not _gone(of, until):
+            continue
+        return
+
+
+def with_suppressed(process: psutil.Process, act: str) -> None:
+    """Terminate or kill a process that may be gone already."""
+    try:
+        getattr(process, act)()
+    except psutil.Error:
+        return
+
+
+def _gone(of: psutil.Process, until: float) -> bool:
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        if not of.children(recursive=True):
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

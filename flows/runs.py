@@ -1,0 +1,274 @@
+"""Runs that are at work, were killed, or are to be ended: settle, cancel, logs.
+
+    python -m flows.runs settle        sets right in both UIs what killed runs left; a process of its own for the supervisor
+
+Whether a run lives is told by its record (`tasks/active.py`): it holds a lock on it, which the kernel drops with the process.
+A run that a worker started and that never came to write one is known by the pid that Prefect noted. Prefect is imported when
+it is needed; its address stands in the environment.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psutil
+
+from gptcore.artifacts import home_folder, open_home
+from gptcore.errors import GptcoreError
+from tasks.active import PREFECT, RunRecord, active_runs, settle_dead_runs
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, State
+
+DIED = "The process of this run is gone; it was killed or the machine went down."
+_SAVE = 45.0
+"""Seconds a run has to save after SIGTERM: the trainer's 30 and what comes around it."""
+_FOLLOW = 1.0
+_PAGE = 200
+
+
+class RunError(GptcoreError):
+    """A run that is not there, or that cannot be ended."""
+
+
+# -------------------------------------------------------------------------------------------------------- settle --
+
+
+def mark_dead_flow_runs(home: Path) -> int:
+    """Set flow runs of processes that no longer exist to Crashed, with their task runs; return how many there were.
+
+    Raises what Prefect's client raises when it cannot reach its server.
+    """
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        count = 0
+        if any((home / "runs").glob("*.json")):
+            count = settle_dead_runs(home, PREFECT, lambda flow_run_id: _crash(client, UUID(flow_run_id)))
+        for run in _unfinished(client):
+            if _process_is_gone(run, home):
+                _crash(client, run.id)
+                count += 1
+    return count
+
+
+def _crash(client: "SyncPrefectClient", flow_run_id: UUID) -> None:
+    from prefect.states import Crashed
+
+    end_flow_run(client, flow_run_id, Crashed(message=DIED))
+
+
+def end_flow_run(client: "SyncPrefectClient", flow_run_id: UUID, state: "State[Any]") -> bool:
+    """Set a flow run and its task runs to a final state, those that have none yet; whether there was anything to set."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        before = client.read_flow_run(flow_run_id).state
+    except ObjectNotFound:
+        return False  # of another server, or deleted
+    if before is not None and before.is_final():
+        return False
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    for task_run in client.read_task_runs(flow_run_filter=only):
+        if task_run.state is not None and not task_run.state.is_final():
+            client.set_task_run_state(task_run.id, state, force=True)
+    client.set_flow_run_state(flow_run_id, state, force=True)
+    return True
+
+
+def _unfinished(client: "SyncPrefectClient") -> "list[FlowRun]":
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+
+    types = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    at_work = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
+    return client.read_flow_runs(flow_run_filter=at_work, limit=_PAGE)
+
+
+def _process_is_gone(run: "FlowRun", home: Path) -> bool:
+    """Whether a worker of this machine started the run and its process is gone. After a reboot its pid may be another's."""
+    host, _, pid = (run.infrastructure_pid or "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    if str(run.id) in {record.prefect_flow_run_id for record in active_runs(home)}:
+        return False
+    try:
+        born = psutil.Process(int(pid)).create_time()
+    except psutil.Error:
+        return True
+    began = run.start_time or run.expected_start_time
+    return began is not None and born > began.timestamp() + 60
+
+
+def settle(home: Path) -> None:
+    """Set right in Prefect and MLflow what killed runs left behind."""
+    from tasks.tracking import Tracking
+
+    if count := mark_dead_flow_runs(home):
+        print(f"{count} run(s) had been killed and are Crashed now")
+    Tracking(home, "", print).settle()
+
+
+# ------------------------------------------------------------------------------------------------------------ find --
+
+
+def short(flow_run_id: UUID | str) -> str:
+    """The last eight letters of an id: its beginning is the time, and so the same for all runs of an hour."""
+    return str(flow_run_id)[-8:]
+
+
+def find_run(client: "SyncPrefectClient", what: str | None, home: Path) -> "FlowRun":
+    """The flow run that a person means: an id or its last eight letters, a model's name (its newest run), or none: the newest.
+
+    Of several, one that is at work goes first. Raises `RunError` that lists the last ones.
+    """
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    begun = [run for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=_PAGE) if run.start_time]
+    waiting = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=_PAGE) if what else []
+    living = {record.prefect_flow_run_id for record in active_runs(home)}
+    known = sorted(begun, key=lambda run: str(run.id) not in living)
+    if what is None and known:
+        return known[0]
+    for run in (*known, *waiting):
+        if what and (str(run.id) == what.lower() or short(run.id) == what.lower() or run.name == what):
+            return run
+    last = ", ".join(f"{short(run.id)} ({run.name}, {run.state_name})" for run in begun[:5])
+    raise RunError(
+        f"there is no run {what!r}; the last ones: {last}" if what and last else "there is no run yet: gptcore run makes one"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- cancel --
+
+
+def cancel(home: Path, what: str) -> dict[str, Any]:
+    """End a run: its trainer saves, and a later run continues from there. One that has not begun never will.
+
+    Raises `RunError` when there is no such run, or when it has ended already.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled, Cancelling
+
+    with get_client(sync_client=True) as client:
+        run = find_run(client, what, home)
+        if run.state is not None and run.state.is_final():
+            raise RunError(f"the run {short(run.id)} of {run.name} has ended already: it is {run.state_name}")
+        told = {"run": str(run.id), "name": run.name, "was": run.state_name}
+        record = next((r for r in active_runs(home) if r.prefect_flow_run_id == str(run.id)), None)
+        here = record is not None
+        if record is not None:
+            end_process(record)
+        elif run.state is not None and run.state.type == StateType.RUNNING:
+            # On another machine: its worker ends it. Nobody there to do so, it stays Cancelling, as Prefect shows.
+            client.set_flow_run_state(run.id, Cancelling(message="Cancelled with gptcore cancel."), force=True)
+            return told | {"state": "Cancelling", "saved": None}
+        message = "Cancelled with gptcore cancel; what was finished and the last checkpoint are kept."
+        if not end_flow_run(client, run.id, Cancelled(message=message)):
+            # The run itself, or its worker, was quicker and called it a crash.
+            client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+        return told | {"state": "Cancelled", "saved": here}
+
+
+def end_process(record: RunRecord, seconds: float = _SAVE) -> None:
+    """Ask the process of a run to save and end, and wait for it; insist after a while."""
+    try:
+        process = psutil.Process(record.pid)
+        if abs(process.create_time() - record.started) > 0.05:
+            return
+        process.send_signal(signal.SIGTERM)
+        process.wait(seconds)
+    except psutil.TimeoutExpired:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+# ------------------------------------------------------------------------------------------------------------ logs --
+
+
+def logs(home: Path, what: str | None, follow: bool, show: Callable[[datetime, str, str], None]) -> "FlowRun":
+    """Hand every line that a run logged to `show(when, level, text)`; with `follow`, until it has ended. Returns the run."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        run = find_run(client, what, home)
+        seen = 0
+        while True:
+            run = client.read_flow_run(run.id)
+            ended = run.state is not None and run.state.is_final()
+            for line in _lines(client, run.id, seen):
+                show(line.timestamp, _LEVELS.get(line.level, str(line.level)), line.message)
+                seen += 1
+            if ended or not follow:
+                return run
+            time.sleep(_FOLLOW)
+
+
+_LEVELS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "critical"}
+
+
+def _lines(client: "SyncPrefectClient", flow_run_id: UUID, seen: int) -> Iterator[Any]:
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    only = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    while page := client.read_logs(log_filter=only, sort=LogSort.TIMESTAMP_ASC, offset=seen, limit=_PAGE):
+        yield from page
+        seen += len(page)
+
+
+# ---------------------------------------------------------------------------------------------------------- recent --
+
+
+def recent(most: int = 5) -> dict[str, list[dict[str, Any]]]:
+    """The runs at work, the last ones and the next scheduled ones, as plain values."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        deployments = {deployment.id: deployment.name for deployment in client.read_deployments()}
+        last = [run for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=most) if run.start_time]
+        coming = client.read_flow_runs(flow_run_filter=scheduled, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=most)
+    return {
+        "last": [_row(run, flows, run.name, run.start_time) for run in last],
+        # One that has not begun has no name of its own yet.
+        "next": [_row(run, flows, deployments.get(run.deployment_id or run.id, ""), run.expected_start_time) for run in coming],
+    }
+
+
+def _row(run: "FlowRun", flows: dict[UUID, str], name: str, when: datetime | None) -> dict[str, Any]:
+    return {
+        "run": str(run.id), "flow": flows.get(run.flow_id, ""), "name": name, "state": run.state_name,
+        "at": when.isoformat(timespec="seconds") if when else None,
+        "seconds": round(run.total_run_time.total_seconds(), 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """`python -m flows.runs settle`."""
+    assert sys.argv[1:] == ["settle"]
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    try:
+        settle(open_home(home_folder()))
+    except GptcoreError as error:
+        print(f"gptcore: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
