@@ -1,6 +1,7 @@
 """Runs that are at work, were killed, or are to be ended: settle, cancel, logs.
 
-    python -m flows.runs settle        sets right in both UIs what killed runs left; a process of its own for the supervisor
+    python -m flows.runs settle        sets right in both UIs what killed runs left
+    python -m flows.runs stop PID…     ends these runs, whose trainers save; both are processes of their own for the supervisor
 
 Whether a run lives is told by its record (`tasks/active.py`): it holds a lock on it, which the kernel drops with the process.
 A run that a worker started and that never came to write one is known by the pid that Prefect noted. Prefect is imported when
@@ -13,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +135,7 @@ def find_run(client: "SyncPrefectClient", what: str | None, home: Path) -> "Flow
     """
     from prefect.client.schemas.sorting import FlowRunSort
 
-    begun = [run for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=_PAGE) if run.start_time]
+    begun = _begun(client, _PAGE)
     waiting = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=_PAGE) if what else []
     living = {record.prefect_flow_run_id for record in active_runs(home)}
     known = sorted(begun, key=lambda run: str(run.id) not in living)
@@ -158,7 +160,7 @@ def cancel(home: Path, what: str) -> dict[str, Any]:
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
-    from prefect.states import Cancelled, Cancelling
+    from prefect.states import Cancelling
 
     with get_client(sync_client=True) as client:
         run = find_run(client, what, home)
@@ -173,11 +175,33 @@ def cancel(home: Path, what: str) -> dict[str, Any]:
             # On another machine: its worker ends it. Nobody there to do so, it stays Cancelling, as Prefect shows.
             client.set_flow_run_state(run.id, Cancelling(message="Cancelled with gptcore cancel."), force=True)
             return told | {"state": "Cancelling", "saved": None}
-        message = "Cancelled with gptcore cancel; what was finished and the last checkpoint are kept."
-        if not end_flow_run(client, run.id, Cancelled(message=message)):
-            # The run itself, or its worker, was quicker and called it a crash.
-            client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+        _note_cancelled(client, run.id, "Cancelled with gptcore cancel")
         return told | {"state": "Cancelled", "saved": here}
+
+
+def stop(home: Path, pids: set[int]) -> None:
+    """End the runs with these pids, all at once: the services go down."""
+    from prefect.client.orchestration import get_client
+
+    records = [record for record in active_runs(home) if record.pid in pids]
+    with ThreadPoolExecutor(max_workers=max(1, len(records))) as pool:
+        list(pool.map(end_process, records))
+    with get_client(sync_client=True) as client:
+        for record in records:
+            if record.prefect_flow_run_id:
+                _note_cancelled(client, UUID(record.prefect_flow_run_id), "Stopped by gptcore down")
+                print(
+                    f"stopped the run {short(record.prefect_flow_run_id)} of {record.config}; a later run continues from there"
+                )
+
+
+def _note_cancelled(client: "SyncPrefectClient", flow_run_id: UUID, why: str) -> None:
+    from prefect.states import Cancelled
+
+    state: State[Any] = Cancelled(message=f"{why}; what was finished and the last checkpoint are kept.")
+    if not end_flow_run(client, flow_run_id, state):
+        # The run itself, or its worker, was quicker and called it a crash.
+        client.set_flow_run_state(flow_run_id, state, force=True)
 
 
 def end_process(record: RunRecord, seconds: float = _SAVE) -> None:
@@ -231,6 +255,15 @@ def _lines(client: "SyncPrefectClient", flow_run_id: UUID, seen: int) -> Iterato
 # ---------------------------------------------------------------------------------------------------------- recent --
 
 
+def _begun(client: "SyncPrefectClient", most: int) -> "list[FlowRun]":
+    """The newest runs that have begun, newest first."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterStartTime
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    begun = FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False))
+    return client.read_flow_runs(flow_run_filter=begun, sort=FlowRunSort.START_TIME_DESC, limit=most)
+
+
 def recent(most: int = 5) -> dict[str, list[dict[str, Any]]]:
     """The runs at work, the last ones and the next scheduled ones, as plain values."""
     from prefect.client.orchestration import get_client
@@ -242,7 +275,7 @@ def recent(most: int = 5) -> dict[str, list[dict[str, Any]]]:
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows()}
         deployments = {deployment.id: deployment.name for deployment in client.read_deployments()}
-        last = [run for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=most) if run.start_time]
+        last = _begun(client, most)
         coming = client.read_flow_runs(flow_run_filter=scheduled, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=most)
     return {
         "last": [_row(run, flows, run.name, run.start_time) for run in last],
@@ -260,11 +293,14 @@ def _row(run: "FlowRun", flows: dict[UUID, str], name: str, when: datetime | Non
 
 
 def main() -> None:
-    """`python -m flows.runs settle`."""
-    assert sys.argv[1:] == ["settle"]
+    """See the module's docstring."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    home = open_home(home_folder())
     try:
-        settle(open_home(home_folder()))
+        if sys.argv[1] == "settle":
+            settle(home)
+        else:
+            stop(home, set(map(int, sys.argv[2:])))
     except GptcoreError as error:
         print(f"gptcore: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -37,7 +37,7 @@ from flows.leash import GRACE, PARENT
 from flows.server import DEFAULTS, Server, auth_of, ensure_server, is_alive, listen, private_server, set_default_environment
 from gptcore.artifacts import open_home, write_json
 from gptcore.errors import GptcoreError
-from tasks.active import has_dead_runs
+from tasks.active import active_runs, has_dead_runs
 from tasks.tracking import Connection
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -50,8 +50,6 @@ _DEAF = 3
 _CALM = 60.0
 """Seconds after which a service that was started again counts as well."""
 _LONGEST_PAUSE = 60.0
-_SAVE_GRACE = 45.0
-"""Seconds a worker's run has to save when everything is asked to end: the trainer's 30 and what comes around it."""
 
 
 class ServicesError(GptcoreError):
@@ -180,11 +178,22 @@ class Supervisor:
             time.sleep(_TICK)
 
     def end(self) -> None:
-        """The workers first, whose runs save; then MLflow. Prefect's server ends with its last user."""
-        workers = [service for service in self.services if service.name.startswith("worker")]
-        for service in (*workers, *(service for service in self.services if service not in workers)):
+        """The runs of the workers first, which save; then everything else. Prefect's server ends with its last user."""
+        if pids := self._runs_of_workers():
+            helper("flows.runs", "stop", *pids)
+        for service in reversed(self.services):
             service.end()
-            service.wait(_SAVE_GRACE + 20)
+        for service in reversed(self.services):
+            service.wait(30.0)
+
+    def _runs_of_workers(self) -> list[str]:
+        """Pids of the flow runs that our workers started, and not a person."""
+        below: set[int] = set()
+        for service in self.services:
+            if service.name.startswith("worker") and service.process is not None:
+                with contextlib.suppress(psutil.Error):
+                    below |= {child.pid for child in psutil.Process(service.process.pid).children(recursive=True)}
+        return [str(record.pid) for record in active_runs(self.home) if record.pid in below]
 
     def write(self) -> None:
         """Tell in state.json how things are."""
@@ -245,7 +254,7 @@ class Supervisor:
         command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool]
         command += ["--name", f"{socket.gethostname()}-{pool}", "--install-policy", "never"]
         environment = {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-        return Start(command, environment, grace=_SAVE_GRACE)
+        return Start(command, environment)
 
     def _mlflow(self) -> Start:
         """MLflow's web application under uvicorn: one process, where `mlflow server` would be two, on a socket that is open
@@ -411,8 +420,8 @@ def down(home: Path, seconds: float = 150.0) -> bool:
 
 def wait_for_prefect_to_end(home: Path, seconds: float = 20.0) -> bool:
     """Whether the home's Prefect server ended too: it stays while a run uses it."""
-    deadline = time.monotonic() + seconds
-    while (alive := is_alive(home)) and time.monotonic() < deadline:
+    deadline, pid = time.monotonic() + seconds, _server_pid(home)
+    while (alive := is_alive(home) or _memory(pid)[0]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not alive
 
