@@ -19,6 +19,7 @@ import tzlocal
 
 from gptcore.config import load_config
 from gptcore.errors import GptcoreError, SettingsError
+from gptcore.training.process import has_card
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -35,11 +36,6 @@ _HEARTBEAT = timedelta(minutes=5)
 
 class DeploymentError(GptcoreError):
     """Prefect refused what it was to be told."""
-
-
-def has_card() -> bool:
-    """Whether this machine has an NVIDIA card; asked without loading torch."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def settings_of(path: str) -> dict[str, Any]:

@@ -38,8 +38,10 @@ def main(command: list[str]) -> int:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     process: subprocess.Popen[bytes] | None = None
+    # Not for those below, who may hold leashes of their own.
+    parent, grace = int(os.environ.pop(PARENT, os.getppid())), float(os.environ.pop(GRACE, "10"))
     try:
-        if os.getppid() == int(os.environ.get(PARENT, os.getppid())):
+        if os.getppid() == parent:
             # What the starter passed on (a listening socket) is passed on again.
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)
             _bury_until(process)
@@ -47,7 +49,7 @@ def main(command: list[str]) -> int:
         pass
     if process is not None and process.returncode is None:
         process.terminate()  # it alone: a server ends its own workers in its own order
-    end_all(psutil.Process(), float(os.environ.get(GRACE, "10")))
+    end_all(psutil.Process(), grace)
     return process.returncode or 0 if process is not None else 1
 
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -99,7 +100,9 @@ def _unfinished(client: "SyncPrefectClient") -> "list[FlowRun]":
 def _process_is_gone(run: "FlowRun", home: Path) -> bool:
     """Whether a worker of this machine started the run and its process is gone. After a reboot its pid may be another's."""
     host, _, pid = (run.infrastructure_pid or "").rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
+    # A worker tells the bare pid. With a server of this machine alone it can only be one of this machine.
+    here = host == socket.gethostname() if host else urlsplit(os.environ["PREFECT_API_URL"]).hostname == "127.0.0.1"
+    if not here or not pid.isdigit():
         return False
     if str(run.id) in {record.prefect_flow_run_id for record in active_runs(home)}:
         return False

@@ -154,8 +154,9 @@ def private_server(home: Path, port: int | None = None) -> Iterator[Server]:
 
     `port` is where a first server is wanted; one that runs, or ran before, stays where it is.
     """
-    if url := os.environ.get("PREFECT_API_URL"):
-        yield Server(url.rstrip("/"), home)
+    url = (os.environ.get("PREFECT_API_URL") or "").rstrip("/")
+    if url and url != _address(home):  # ours may stand there too, in a shell that `gptcore status --shell` told of it
+        yield Server(url, home)
         return
     (home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "server.users").open("w") as users:
@@ -206,17 +207,19 @@ def listen(*ports: int | None) -> socket.socket:
     return socket.create_server(("127.0.0.1", 0), backlog=128)
 
 
-def _port_before(home: Path) -> int | None:
-    """Where the last server of this home was: whoever still looks for it there, or has a bookmark, finds the next one."""
+def _address(home: Path) -> str | None:
+    """Where the last server of this home is or was."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         url: str = json.loads((home / "server.json").read_text())["url"]
-        return urlsplit(url).port
+        return url
     return None
 
 
 def _start(home: Path, port: int | None) -> str:
     """Start a server on loopback, where the last one was, on `port`, or on a free one; return its URL at once."""
-    with listen(_port_before(home), port) as listener, (home / "server.alive").open("w") as alive:
+    # Whoever still looks for the one before, or has a bookmark, finds the next one at the same place.
+    before = urlsplit(_address(home) or "").port
+    with listen(before, port) as listener, (home / "server.alive").open("w") as alive:
         # The lock goes with the open file to the child, and stays when our copy of it is closed.
         fcntl.flock(alive, fcntl.LOCK_EX)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"

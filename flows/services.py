@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,11 +33,12 @@ from typing import IO, Any
 
 import psutil
 
-from flows.deployment import CPU_POOL, GPU_POOL, has_card
+from flows.deployment import CPU_POOL, GPU_POOL
 from flows.leash import GRACE, PARENT
 from flows.server import DEFAULTS, Server, auth_of, ensure_server, is_alive, listen, private_server, set_default_environment
 from gptcore.artifacts import open_home, write_json
 from gptcore.errors import GptcoreError
+from gptcore.training.process import has_card
 from tasks.active import active_runs, has_dead_runs
 from tasks.tracking import Connection
 
@@ -47,9 +49,13 @@ _LOOK = 10.0
 """Seconds between two looks at whether the servers answer."""
 _DEAF = 3
 """Looks in a row without an answer, after which a server is started again."""
+_SETTLE_PAUSE = 60.0
+"""Shortest time in seconds between two tries to settle what killed runs left."""
 _CALM = 60.0
 """Seconds after which a service that was started again counts as well."""
 _LONGEST_PAUSE = 60.0
+_LONGEST_LOG = 10_000_000
+"""Bytes after which a log is set aside at the next start; the one before it goes."""
 
 
 class ServicesError(GptcoreError):
@@ -98,6 +104,8 @@ class Service:
         return True
 
     def _start(self) -> None:
+        if self.log.exists() and self.log.stat().st_size > _LONGEST_LOG:
+            self.log.replace(self.log.with_suffix(".old.log"))
         with self._command() as start, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.leash", *start.command],
@@ -159,7 +167,7 @@ class Supervisor:
         self.services += [Service(home, f"worker-{pool}", lambda pool=pool: self._worker(pool)) for pool in pools]  # type: ignore[misc]
         self._prefect_since, self._prefect_restarts = time.time(), 0
         self._deaf = {"prefect": 0, "mlflow": 0}
-        self._looked = time.monotonic()
+        self._looked, self._settle_from = time.monotonic(), 0.0
 
     def keep(self, ready: Callable[[], None]) -> None:
         """Start everything and look after it for ever; `ready` is called once all of it answers."""
@@ -245,7 +253,8 @@ class Supervisor:
                 self._deaf[name] = 0
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM if name == "mlflow" else signal.SIGKILL)
-        if has_dead_runs(self.home):
+        if has_dead_runs(self.home) and time.monotonic() > self._settle_from:
+            self._settle_from = time.monotonic() + _SETTLE_PAUSE  # what cannot be settled now is tried again, but not at once
             helper("flows.runs", "settle")
 
     # ------------------------------------------------------------------------------------------------- commands --
@@ -339,7 +348,8 @@ def helper(module: str, *arguments: str) -> None:
     """Run a part that needs Prefect as a process of its own, so that the supervisor stays small; it may fail."""
     command = [sys.executable, "-P", "-m", module, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    print(*filter(None, [result.stdout.strip(), result.stderr.strip()]), sep="\n", flush=True)
+    if said := "\n".join(filter(None, [result.stdout.strip(), result.stderr.strip()])):
+        print(said, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- up, down, status --
@@ -446,6 +456,17 @@ def status(home: Path) -> dict[str, Any]:
         "up": True, "ready": state.ready, "prefect": state.prefect, "mlflow": state.mlflow, "pid": state.pid,
         "password": str(home / "prefect" / "auth"), "services": rows,
     }  # fmt: skip
+
+
+def shell(home: Path) -> str:
+    """What the plain `prefect` command needs to reach this home's server, for a shell's `eval`."""
+    state = read_state(home)
+    if state is None or not is_up(home):
+        raise ServicesError(f"the services of {home} are down; gptcore up starts them")
+    server = Server(f"{state.prefect}/api", home, auth_of(home))
+    names = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "NO_PROXY", "no_proxy")
+    environment = server.client_environment()
+    return "\n".join(f"export {name}={shlex.quote(environment[name])}" for name in names)
 
 
 def _memory(pid: int | None) -> tuple[bool, float]:

@@ -12,6 +12,7 @@ from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
+    create_table_artifact,
     update_progress_artifact,
 )
 from prefect.exceptions import MissingContextError
@@ -118,6 +119,13 @@ def show_results(page: Path, name: str, say: Say) -> None:
     text = re.sub(r"^!\[.*\]\(.*\)\n+", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     key = artifact_key(f"results-of-{name}")
     Breaker("Prefect's results artifact", say).attempt(create_markdown_artifact, text, key=key, description=str(page))
+
+
+def show_table(rows: list[dict[str, Any]], key: str, description: str, say: Say) -> None:
+    """A table as an artifact of the flow run."""
+    if flow_run.get_id():
+        shown = Breaker("Prefect's table artifact", say)
+        shown.attempt(create_table_artifact, table=rows, key=artifact_key(key), description=description)
 
 
 def artifact_key(text: str) -> str:

@@ -15,9 +15,10 @@ from gptcore.artifacts import Artifact, Store, load_artifact
 from gptcore.config import EvaluationConfig
 from gptcore.errors import ArtifactError, RegistryError
 from gptcore.evaluation import compare_evaluations, headline, read_results, summary_rows
+from gptcore.evaluation.comparison import Comparison
 from gptcore.evaluation.overview import results_page
 from tasks.evaluation import evaluate
-from tasks.progress import show_results
+from tasks.progress import show_results, show_table
 from tasks.registry import CHAMPION, Registry, Version
 from tasks.run import Run, Silent
 from tasks.tracking import Tracking
@@ -141,10 +142,23 @@ def _decide(
     comparison = compare_evaluations(evaluation.path, theirs.path, resamples=config.resamples, seed=config.seed)
     metric = headline(read_results(evaluation.path))[0]
     numbers = f"{metric} {comparison.a:.4f} against {comparison.b:.4f} of version {champion.version}"
+    rows = comparison_rows(metric, version, champion, comparison)
+    show_table(rows, f"comparison-of-{version.name}", f"{version.name}: is version {version.version} better?", run.watcher.say)
     if comparison.better:
         reason = f"better: {numbers}"
         return Promotion(registry.promote(version.name, version.version, reason), f"champion, {reason}")
     return Promotion(registry.challenge(version.name, version.version), f"not better: {numbers}")
+
+
+def comparison_rows(metric: str, version: Version, champion: Version, comparison: Comparison) -> list[dict[str, Any]]:
+    """A candidate beside the champion on the same samples, for a table."""
+    return [
+        {"model": f"{version.name}/{version.version}", "metric": metric, "value": round(comparison.a, 4),
+         "difference": f"{comparison.difference:+.4f}", "95 % interval": f"{comparison.low:+.4f} to {comparison.high:+.4f}",
+         "samples": comparison.samples, "verdict": comparison.verdict},
+        {"model": f"{champion.name}/{champion.version} @champion", "metric": metric, "value": round(comparison.b, 4),
+         "difference": "", "95 % interval": "", "samples": comparison.samples, "verdict": ""},
+    ]  # fmt: skip
 
 
 def _evaluate_champion(

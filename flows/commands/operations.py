@@ -87,14 +87,21 @@ def down(as_json: Json = False) -> None:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
+def status(
+    shell: Annotated[bool, typer.Option("--shell", help='For eval "$(gptcore status --shell)": the prefect command.')] = False,
+    as_json: Json = False,
+) -> None:
     """Show the services, the runs at work, the last ones and the next scheduled ones."""
     from flows.runs import recent
+    from flows.services import shell as variables
     from flows.services import status as services
     from flows.terminal import status_tables
     from tasks.active import active_runs
 
     home = open_home(home_folder())
+    if shell:
+        print(variables(home))
+        return
     answer = services(home)
     answer["running"] = [
         {"run": record.prefect_flow_run_id, "name": record.config, "pid": record.pid,

@@ -4,18 +4,22 @@ Whoever is started here asks the kernel for a signal when its parent dies (PR_SE
 kill -9 of the flow, torchrun gets SIGTERM and passes it on, the trainer saves and ends.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 from gptcore import errors
 from gptcore.errors import GptcoreError, Interrupted, TrainingError
@@ -46,8 +50,13 @@ def run_training(run: Run, job: Job, follow: Callable[[Line], None]) -> None:
     Raises what the trainer reported, `Interrupted` when it was asked to stop, `TrainingError` when it died.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    end_leftover(run)
-    run.write(job)
+    with _cards(job, follow):
+        end_leftover(run)
+        run.write(job)
+        _train(run, job, follow)
+
+
+def _train(run: Run, job: Job, follow: Callable[[Line], None]) -> None:
     follower = Follower(run.journal, since=time.time())
     process = start(run, job)
     assert process.stderr is not None
@@ -68,6 +77,30 @@ def run_training(run: Run, job: Job, follow: Callable[[Line], None]) -> None:
             follow(line)
     if not (run.model / "model.safetensors").exists() or process.returncode != 0:
         raise _why(process.returncode, list(said), run)
+
+
+def has_card() -> bool:
+    """Whether this machine has an NVIDIA card; asked without loading torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+@contextlib.contextmanager
+def _cards(job: Job, follow: Callable[[Line], None]) -> Iterator[None]:
+    """Hold this machine's cards while training on them: two runs, of whatever homes, never fight for one."""
+    if job.training.device == "cpu" or not has_card():
+        yield
+        return
+    lock = FileLock(Path(tempfile.gettempdir()) / f"gptcore-cards-{os.getuid()}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        text = "waits for the card, another training is at work on it"
+        follow({"t": time.time(), "step": 0, "kind": "event", "event": "waiting", "text": text})
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def start(run: Run, job: Job) -> subprocess.Popen[str]:
