@@ -12,7 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from gptcore.artifacts import Artifact, Store, load_artifact
-from gptcore.config import EvaluationConfig
+from gptcore.config import CostConfig, EvaluationConfig
+from gptcore.cost import cost_card
 from gptcore.errors import ArtifactError, RegistryError
 from gptcore.evaluation import compare_evaluations, headline, read_results, summary_rows
 from gptcore.evaluation.overview import results_page
@@ -72,23 +73,27 @@ class Outcome:
         }  # fmt: skip
 
 
-def promote(run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact) -> Promotion | None:
+def promote(
+    run: Run, config: EvaluationConfig, prices: CostConfig, model: Artifact, evaluation: Artifact, test_set: Artifact
+) -> Promotion | None:
     """Register a model with its evidence and make it champion if it is the first or the better one; None while planning."""
     if run.planning:
         return None
-    result: Promotion = _promote(run, config, model, evaluation, test_set)
+    result: Promotion = _promote(run, config, prices, model, evaluation, test_set)
     return result
 
 
 @task(name="promote", task_run_name="promote {model.stage}", cache_policy=NO_CACHE, persist_result=False)
-def _promote(run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact) -> Promotion:
+def _promote(
+    run: Run, config: EvaluationConfig, prices: CostConfig, model: Artifact, evaluation: Artifact, test_set: Artifact
+) -> Promotion:
     assert run.tracking is not None
     registry = Registry(run.store.home, run.watcher.say)
     name, value, _ = headline(read_results(evaluation.path))
     evidence = {
         "metrics": _metrics({model.stage: evaluation}),
         "headline": f"{name} {value:.4f}",
-        "cost": {"seconds": round(model.seconds, 1), "tokens": model.numbers.get("tokens", 0)},
+        "cost": cost_card(run.store, model, evaluation, prices, run.artifacts.values()),
         # What the gate needs when somebody promotes by hand later.
         "evaluation": str(evaluation.path),
         "test_set": str(test_set.path),
