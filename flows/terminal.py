@@ -209,8 +209,8 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table = _table("", "")
     table.show_header = False
     for key, value in facts.items():
-        if key == "cost" and "whole_chain" in value:
-            for title, text in card_rows(value):
+        if key == "cost" and (rows := card_rows(value)):
+            for title, text in rows:
                 table.add_row(Text(f"cost, {title}" if title else "", "dim"), Text(text))
         elif isinstance(value, Mapping):
             for inner, entry in _flat(value):

@@ -33,6 +33,8 @@ class _Stage:
     seconds: float
     training: Mapping[str, Any] = field(default_factory=dict)
     """Its `cost.json`; empty for what is no training."""
+    failed_builds: int = 0
+    """Builds before it that failed or were killed, of what is no training. How long they took is not known."""
 
 
 def cost_card(
@@ -61,15 +63,20 @@ def cost_card(
 
 
 def card_rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A card as lines for people: what, how much."""
+    """A card as lines for people: what, how much. None for one of an older shape."""
+    if "whole_chain" not in card:
+        return []
     rows = []
     for title, key in (("this model alone", "alone"), ("with all it is made of", "whole_chain")):
         total = card[key]
         attempts = f"{total['training_attempts']} training attempt(s), {total['failed_attempts']} of them failed"
         again = f", {total['repeated_steps']:,} steps repeated ({total['repeated_tokens']:,} tokens)"
         rows.append((title, f"{duration(total['seconds'])}, {total['training_tokens']:,} training tokens"))
-        rows.append(("", f"{energy(total['training_energy_joules'])}, {money(total['money'], card['currency'])}"))
-        rows.append(("", attempts + (again if total["repeated_steps"] else "")))
+        spent = money(total["money"], card["currency"])
+        rows.append(("", f"energy of training {energy(total['training_energy_joules'])}, money {spent}"))
+        failed = f", {total['failed_builds']} failed build(s) of other stages"
+        attempts += (again if total["repeated_steps"] else "") + (failed if total["failed_builds"] else "")
+        rows.append(("", attempts))
     stages = ", ".join(f"{stage} {seconds:,.0f}" for stage, seconds in card["seconds_of_stages"].items())
     rows.append(("seconds of the stages", stages))
     if card["energy_source"]:
@@ -88,14 +95,14 @@ def duration(seconds: float) -> str:
 def energy(joules: float | None) -> str:
     """Joules in words."""
     if joules is None:
-        return "energy unknown"
-    return f"{joules:,.0f} J ({joules / 3.6e6:.3g} kWh) in training"
+        return "unknown"
+    return f"{joules:,.0f} J ({joules / 3.6e6:.3g} kWh)"
 
 
 def money(amount: float | None, currency: str) -> str:
     """An amount in words; small ones keep two digits that say something."""
     if amount is None:
-        return "no price"
+        return "unknown"
     return f"{amount:,.2f} {currency}" if amount == 0 or amount >= 1 else f"{amount:.2g} {currency}"
 
 
@@ -132,7 +139,8 @@ def _stage(folder: Path) -> _Stage:
             training = {"tokens": manifest["numbers"].get("tokens", 0), "energy_missing": "there is no record of its attempts"}
     # A manifest knows the run that finished a stage; a training may have had others before, which were killed.
     seconds = float(manifest["seconds"]) + float(training.get("seconds_of_earlier_runs", 0.0))
-    return _Stage(str(manifest["stage"]), seconds, training)
+    failed = 0 if training else int(manifest.get("builds", 1)) - 1
+    return _Stage(str(manifest["stage"]), seconds, training, failed)
 
 
 def _trainings(stages: Sequence[_Stage], fact: str) -> Iterator[_Stage]:
@@ -155,6 +163,7 @@ def _total(stages: Sequence[_Stage], prices: CostConfig) -> dict[str, Any]:
         "failed_attempts": count("failed_attempts"),
         "repeated_steps": count("repeated_steps"),
         "repeated_tokens": count("repeated_tokens"),
+        "failed_builds": sum(stage.failed_builds for stage in stages),
     }
 
 
@@ -179,3 +188,5 @@ def _notes(stages: Sequence[_Stage], gone: Sequence[str], prices: CostConfig) ->
         yield "the money is without the energy that was not measured"
     if gone:
         yield f"not counted, because gone from the store: {', '.join(sorted(set(gone)))}"
+    if failed := sorted({stage.name for stage in stages if stage.failed_builds}):
+        yield f"without the seconds of failed builds, which nobody knows: {', '.join(failed)}"

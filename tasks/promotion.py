@@ -180,7 +180,10 @@ def write_results(run: Run, name: str, evaluations: Mapping[str, Artifact], prom
     }
     run.results = run.store.home / "results" / name
     run.results.mkdir(parents=True, exist_ok=True)
-    page = results_page(run.results, paths, title=f"{name}, {time.strftime('%Y-%m-%d %H:%M')}", pictures=curves)
+    costs = {p.version.name: p.version.evidence.get("cost", {}) for p in promotions if p is not None}
+    costs = {model: card for model, card in costs.items() if "whole_chain" in card}
+    title = f"{name}, {time.strftime('%Y-%m-%d %H:%M')}"
+    page = results_page(run.results, paths, title=title, pictures=curves, costs=costs)
     show_results(page, name, run.watcher.say)
     run.metrics = _metrics(evaluations)
     samples = read_results(paths["base"])["samples"]

@@ -59,12 +59,12 @@ def rapl(root: Path = POWERCAP) -> Source:
         zones = []
     packages = [zone for zone in zones if _text(zone / "name").startswith("package")]
     if not packages:
-        return Source(RAPL, (), f"{root} has no CPU package")
+        return Source(RAPL, (), f"this machine tells no energy of its CPU ({root} has no package)")
     try:
         return Source(RAPL, [_package(zone) for zone in packages])
     except (OSError, ValueError) as error:
         reason = error.strerror or "" if isinstance(error, OSError) else str(error)
-        return Source(RAPL, (), f"{packages[0] / 'energy_uj'} cannot be read ({reason.lower()})")
+        return Source(RAPL, (), f"the energy of the CPU cannot be read ({packages[0] / 'energy_uj'}: {reason.lower()})")
 
 
 def nvml(uuids: Sequence[str]) -> Source:

@@ -184,6 +184,7 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
         due = trainer.step % resolved.evaluate_every == 0 or trainer.step == resolved.steps
         stopping = trainer.any_rank(stop_asked())
         if rank.first and (due or stopping or clock.due()):
+            recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
             saved = clock.timed(trainer.save)
             if due and not stopping:
                 _measure(trainer, saved)
