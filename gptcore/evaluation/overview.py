@@ -60,8 +60,8 @@ def _table(evaluations: Mapping[str, Path]) -> str:
 
 
 _COST = (
-    "*Alone* is the training and the evaluation of a model, *whole chain* all that it is made of as well, whenever it was built. "
-    "Models share stages, so whole chains must not be added up. A failed attempt is a trainer that did not get to the end."
+    "*Alone* is the training and the evaluation of a model, *whole chain* all that it is made of as well, whenever it was "
+    "built. Models share stages, so whole chains must not be added up. An attempt failed if its trainer did not get to the end."
 )
 
 
