@@ -23,6 +23,7 @@ _STAGE = re.compile(r"corpus|tokenizer|base|(examples|shards|finetune)(-.+)?")
 """Inputs that are artifacts; all others are sources."""
 _MOST = 40
 """A card is one tag in MLflow, of at most 5,000 characters: with more stages than these it tells kinds of stages."""
+_NOTES = 6
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def cost_card(
         "seconds_of_stages": seconds,
         "currency": prices.currency,
         "energy_source": "; ".join(sorted({str(s.training["energy_source"]) for s in _trainings(everything, "energy_source")})),
-        "notes": [note[:300] for note in _notes(everything, gone, prices)],
+        "notes": [note[:300] for note in _notes(everything, gone, prices)][:_NOTES],
     }
 
 
@@ -131,16 +132,24 @@ def _made_of(root: Path, model: Artifact, known: Mapping[str, Path]) -> tuple[li
 
 def _stage(folder: Path) -> _Stage:
     manifest = read_manifest(folder)
-    training: dict[str, Any] = {}
-    try:
-        training = json.loads((folder / REPORT / COST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        if "tokens_per_second" in manifest["numbers"]:  # a training whose record is gone
-            training = {"tokens": manifest["numbers"].get("tokens", 0), "energy_missing": "there is no record of its attempts"}
+    training = _training(folder, manifest["numbers"])
     # A manifest knows the run that finished a stage; a training may have had others before, which were killed.
     seconds = float(manifest["seconds"]) + float(training.get("seconds_of_earlier_runs", 0.0))
     failed = 0 if training else int(manifest.get("builds", 1)) - 1
     return _Stage(str(manifest["stage"]), seconds, training, failed)
+
+
+def _training(folder: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """`cost.json` of a training; without one, or with that of an older version, what the manifest's numbers tell."""
+    try:
+        told = json.loads((folder / REPORT / COST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = None
+    if isinstance(told, dict) and "attempts" in told:
+        return told
+    if "tokens_per_second" not in numbers:
+        return {}
+    return {"tokens": numbers.get("tokens", 0), "energy_missing": "there is no record of its attempts"}
 
 
 def _trainings(stages: Sequence[_Stage], fact: str) -> Iterator[_Stage]:

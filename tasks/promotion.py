@@ -23,6 +23,9 @@ from tasks.registry import CHAMPION, Registry, Version
 from tasks.run import Run, Silent
 from tasks.tracking import Tracking
 
+_FREE = CostConfig()
+"""No prices."""
+
 
 @dataclass(frozen=True)
 class Promotion:
@@ -74,18 +77,18 @@ class Outcome:
 
 
 def promote(
-    run: Run, config: EvaluationConfig, prices: CostConfig, model: Artifact, evaluation: Artifact, test_set: Artifact
+    run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact, prices: CostConfig = _FREE
 ) -> Promotion | None:
     """Register a model with its evidence and make it champion if it is the first or the better one; None while planning."""
     if run.planning:
         return None
-    result: Promotion = _promote(run, config, prices, model, evaluation, test_set)
+    result: Promotion = _promote(run, config, model, evaluation, test_set, prices)
     return result
 
 
 @task(name="promote", task_run_name="promote {model.stage}", cache_policy=NO_CACHE, persist_result=False)
 def _promote(
-    run: Run, config: EvaluationConfig, prices: CostConfig, model: Artifact, evaluation: Artifact, test_set: Artifact
+    run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact, prices: CostConfig
 ) -> Promotion:
     assert run.tracking is not None
     registry = Registry(run.store.home, run.watcher.say)
