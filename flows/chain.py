@@ -67,7 +67,7 @@ class Chain:
     def promote(self) -> Outcome:
         """Register every model, promote what is better, and write the page for the whole run."""
         promotions = [
-            promote(self.run, self.config.evaluation, model, self.evaluations[what], self._test_set(what))
+            promote(self.run, self.config.evaluation, model, self.evaluations[what], self._test_set(what), self.config.cost)
             for what, model in self.models.items()
         ]
         return write_results(self.run, self.name, self.evaluations, promotions)

@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from gptcore.artifacts import Artifact, Decision
+from gptcore.cost import card_rows
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
@@ -239,7 +240,10 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table = _table("", "")
     table.show_header = False
     for key, value in facts.items():
-        if isinstance(value, Mapping):
+        if key == "cost" and (rows := card_rows(value)):
+            for title, text in rows:
+                table.add_row(Text(f"cost, {title}" if title else "", "dim"), Text(text))
+        elif isinstance(value, Mapping):
             for inner, entry in _flat(value):
                 table.add_row(Text(f"{key}.{inner}", "dim"), str(entry))
         else:

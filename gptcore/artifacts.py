@@ -3,6 +3,7 @@
     <home>/store/<stage>/<name>/<fingerprint[:12]>/              a finished artifact; `artifact.json` was written last
     <home>/store/<stage>/<name>/<fingerprint[:12]>.partial/      being built; swept when its builder is gone
     <home>/store/<stage>/<name>/<fingerprint[:12]>.run/          the workspace of a resumable stage: journal, checkpoints
+    <home>/locks/<stage>-<name>-<fingerprint[:12]>.begun         a byte for every build since the last one that was published
 
 Fingerprint = the recipe: stage, its version, its settings, its inputs' digests.
 Digest = the result: the content of the files. What is for people (plots, timings) lies in `report/` and stays out of it,
@@ -130,14 +131,17 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)  # a killed builder's; its lock is ours now
             self._sweep(address.parent)
             partial.mkdir(parents=True)
-            started = time.monotonic()
+            started, begun = time.monotonic(), Path(self.lock(recipe).lock_file).with_suffix(".begun")
+            with begun.open("ab") as file:  # before anything can fail or be killed
+                file.write(b".")
             try:
                 numbers = make(partial)
-                _write_manifest(partial, recipe, numbers, time.monotonic() - started)
+                _write_manifest(partial, recipe, numbers, time.monotonic() - started, begun.stat().st_size)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             publish(partial, address)
+            begun.unlink(missing_ok=True)
             self._verified.add(address)
             return load_artifact(address)
 
@@ -270,7 +274,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _write_manifest(folder: Path, recipe: Recipe, numbers: Numbers, seconds: float) -> None:
+def _write_manifest(folder: Path, recipe: Recipe, numbers: Numbers, seconds: float, builds: int) -> None:
     files = {
         str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": sha256_file(file)}
         for file in sorted(folder.rglob("*"))
@@ -290,6 +294,7 @@ def _write_manifest(folder: Path, recipe: Recipe, numbers: Numbers, seconds: flo
         "files": files,
         "built_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(seconds, 3),
+        "builds": builds,  # more than one: those before it failed or were killed
         "git_commit": _git_commit(),
         "machine": {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()},
         "libraries": _libraries(),

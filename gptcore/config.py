@@ -1,7 +1,7 @@
 """Every setting: frozen, strict, checked once at the door. YAML + `--set section.key=value` -> `PipelineConfig`.
 
-A section is what one stage is given; it enters the stage's fingerprint. Facts are not settings: the vocabulary a tokenizer
-ended up with belongs to the tokenizer. The environment holds addresses and secrets only.
+A section is what one stage is given; it enters the stage's fingerprint (`cost` is for none). Facts are not settings: the
+vocabulary a tokenizer ended up with belongs to the tokenizer. The environment holds addresses and secrets only.
 """
 
 import difflib
@@ -368,6 +368,18 @@ class EvaluationConfig(Section):
     """Windows of a base that are evaluated at once; does not change the result beyond rounding."""
 
 
+class CostConfig(Section):
+    """Prices, for the cost card of every registered version. In no fingerprint: another price rebuilds nothing."""
+
+    per_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of this machine for an hour. Unset: the card holds no money for the machine."""
+    per_kwh: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of a kilowatt-hour, on top: leave it unset where the price of the machine holds the electricity. Only the energy of
+    trainings is measured."""
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "EUR"
+    """In which both prices are, as a code of three letters (ISO 4217)."""
+
+
 class PipelineConfig(Section):
     """From raw text to promoted models: the only parameter of the pipeline."""
 
@@ -389,6 +401,8 @@ class PipelineConfig(Section):
     """What the base is fine-tuned for; may be empty."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How results are measured."""
+    cost: CostConfig = CostConfig()
+    """What the machine and its electricity cost."""
 
     @model_validator(mode="after")
     def _tasks_have_different_names(self) -> Self:

@@ -7,11 +7,14 @@ from typing import Any
 
 from gptcore.artifacts import REPORT, Artifact, Numbers, Recipe, write_json
 from gptcore.config import ModelConfig, TrainingConfig
+from gptcore.cost import COST
 from gptcore.evaluation.report import training_curves
+from gptcore.training.attempts import read_attempts, training_cost
 from gptcore.training.job import Job
 from gptcore.training.job import Run as TrainerRun
 from gptcore.training.journal import read_journal
 from gptcore.training.process import run_training
+from tasks.contents import is_number
 from tasks.progress import ProgressBar
 from tasks.run import Run, stage_task
 
@@ -56,17 +59,21 @@ def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifac
     def make(folder: Path) -> Numbers:
         if recipe.stage in run.rebuild:
             shutil.rmtree(workspace.folder, ignore_errors=True)
+        before = len(read_attempts(workspace.attempts))
         if not (workspace.model / "model.safetensors").exists():
             run_training(workspace, job, follow)
         # Moved, not copied: should a kill come before publishing, the last checkpoint gives the same model again.
         workspace.model.rename(folder / "model")
-        return _report(workspace, job, folder)
+        return _report(workspace, job, folder, before)
 
     return run.stage(recipe, make, inputs, resumable=True)
 
 
-def _report(workspace: TrainerRun, job: Job, folder: Path) -> Numbers:
-    """Journal, curves, resolved settings, hardware and cost beside the model; returns its numbers."""
+def _report(workspace: TrainerRun, job: Job, folder: Path, before: int) -> Numbers:
+    """Journal, curves, resolved settings, hardware and cost beside the model; returns its numbers.
+
+    `before`: how many trainer processes there were before this run.
+    """
     report = folder / REPORT
     report.mkdir()
     shutil.copy(workspace.journal, report / "journal.jsonl")
@@ -82,15 +89,11 @@ def _report(workspace: TrainerRun, job: Job, folder: Path) -> Numbers:
     for line in lines:
         last.update(line.get("values", {}))
     speeds = [line["values"]["tokens_per_second"] for line in lines if "tokens_per_second" in line.get("values", {})]
-    resumed = sum(line.get("event") == "resumed" for line in lines)
     settings = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
-    seconds = resolved.tokens_per_step * resolved.steps / (sorted(speeds)[len(speeds) // 2] if speeds else 1.0)
     hardware = {key: getattr(resolved, key) for key in ("device", "device_name", "threads", "processes", "precision")}
     write_json(report / "hardware.json", hardware)
-    write_json(
-        report / "cost.json",
-        {"training_seconds": round(seconds, 1), "tokens": last.get("tokens", 0.0), "resumed": resumed},
-    )
+    cost = training_cost(read_attempts(workspace.attempts), before)
+    write_json(report / COST, cost)
     numbers: dict[str, float | int | str] = {
         "parameters": _parameters(folder / "model" / "model.safetensors"),
         "vocabulary": settings["vocabulary"],
@@ -99,7 +102,8 @@ def _report(workspace: TrainerRun, job: Job, folder: Path) -> Numbers:
         "tokens_per_second": sorted(speeds)[len(speeds) // 2] if speeds else 0.0,
     }
     numbers |= {key.replace("/", "_"): value for key, value in last.items() if key.startswith(("train/", "valid/"))}
-    return numbers
+    # These become metrics of the training's run in MLflow, where runs are compared; what nothing told is left out.
+    return numbers | {f"cost/{key}": value for key, value in cost.items() if is_number(value)}
 
 
 def _parameters(file: Path) -> int:

@@ -12,7 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from gptcore.artifacts import Artifact, Store, load_artifact
-from gptcore.config import EvaluationConfig
+from gptcore.config import CostConfig, EvaluationConfig
+from gptcore.cost import cost_card
 from gptcore.errors import ArtifactError, RegistryError
 from gptcore.evaluation import compare_evaluations, headline, read_results, summary_rows
 from gptcore.evaluation.comparison import Comparison
@@ -22,6 +23,9 @@ from tasks.progress import show_results, show_table
 from tasks.registry import CHAMPION, Registry, Version
 from tasks.run import Run, Silent
 from tasks.tracking import Tracking
+
+_FREE = CostConfig()
+"""No prices."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,27 @@ class Outcome:
         }  # fmt: skip
 
 
-def promote(run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact) -> Promotion | None:
+def promote(
+    run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact, prices: CostConfig = _FREE
+) -> Promotion | None:
     """Register a model with its evidence and make it champion if it is the first or the better one; None while planning."""
     if run.planning:
         return None
-    result: Promotion = _promote(run, config, model, evaluation, test_set)
+    result: Promotion = _promote(run, config, model, evaluation, test_set, prices)
     return result
 
 
 @task(name="promote", task_run_name="promote {model.stage}", cache_policy=NO_CACHE, persist_result=False)
-def _promote(run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact) -> Promotion:
+def _promote(
+    run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact, prices: CostConfig
+) -> Promotion:
     assert run.tracking is not None
     registry = Registry(run.store.home, run.watcher.say)
     name, value, _ = headline(read_results(evaluation.path))
     evidence = {
         "metrics": _metrics({model.stage: evaluation}),
         "headline": f"{name} {value:.4f}",
-        "cost": {"seconds": round(model.seconds, 1), "tokens": model.numbers.get("tokens", 0)},
+        "cost": cost_card(run.store, model, evaluation, prices, run.artifacts.values()),
         # What the gate needs when somebody promotes by hand later.
         "evaluation": str(evaluation.path),
         "test_set": str(test_set.path),
@@ -189,7 +197,10 @@ def write_results(run: Run, name: str, evaluations: Mapping[str, Artifact], prom
     }
     run.results = run.store.home / "results" / name
     run.results.mkdir(parents=True, exist_ok=True)
-    page = results_page(run.results, paths, title=f"{name}, {time.strftime('%Y-%m-%d %H:%M')}", pictures=curves)
+    costs = {p.version.name: p.version.evidence.get("cost", {}) for p in promotions if p is not None}
+    costs = {model: card for model, card in costs.items() if "whole_chain" in card}
+    title = f"{name}, {time.strftime('%Y-%m-%d %H:%M')}"
+    page = results_page(run.results, paths, title=title, pictures=curves, costs=costs)
     show_results(page, name, run.watcher.say)
     run.metrics = _metrics(evaluations)
     samples = read_results(paths["base"])["samples"]

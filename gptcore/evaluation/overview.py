@@ -3,21 +3,28 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas
 
 from gptcore.artifacts import REPORT
+from gptcore.cost import duration, energy, money
 from gptcore.evaluation.markdown import fenced, page, table
 from gptcore.evaluation.results import METRICS, headline_sentence, read_results, summary_rows
 
 
 def results_page(
-    folder: Path, evaluations: Mapping[str, Path], *, title: str, pictures: Mapping[str, Path] | None = None
+    folder: Path,
+    evaluations: Mapping[str, Path],
+    *,
+    title: str,
+    pictures: Mapping[str, Path] | None = None,
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write `results.md` and the pictures it shows into `folder`; returns the page.
 
     `evaluations`: name of each model -> its evaluation folder. `pictures`: caption -> any further PNG, such as training
-    curves; those that do not exist are left out.
+    curves; those that do not exist are left out. `costs`: registered name -> its cost card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: read_results(path) for name, path in evaluations.items()}
@@ -32,6 +39,7 @@ def results_page(
             parts += ["It continues", fenced(sample["prompt"]), "with", fenced(sample["likeliest"])]
     parts += ["## Training"] if pictures else []
     parts += [_picture(folder, caption, png) for caption, png in (pictures or {}).items() if png.is_file()]
+    parts += ["## Cost", _cost_table(costs), _COST] if costs else []
     result = folder / "results.md"
     result.write_text(page(*parts), encoding="utf-8")
     return result
@@ -48,6 +56,24 @@ def _table(evaluations: Mapping[str, Path]) -> str:
             theirs = (row["baseline"], text(row["baseline_value"]), row["verdict"])
         lines.append((*ours, *theirs))
     header = ("model", "metric", "value", "95 % interval", "beside", "its value", "the model is")
+    return table(header, lines, numbers_from=2)
+
+
+_COST = (
+    "*Alone* is the training and the evaluation of a model, *whole chain* all that it is made of as well, whenever it was "
+    "built. Models share stages, so whole chains must not be added up. An attempt failed if its trainer did not get to the end."
+)
+
+
+def _cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = []
+    for name, card in costs.items():
+        for title, key in (("alone", "alone"), ("whole chain", "whole_chain")):
+            total = card[key]
+            spent = (energy(total["training_energy_joules"]), money(total["money"], card["currency"]))
+            attempts = f"{total['failed_attempts']} of {total['training_attempts']}"
+            lines.append((name, title, duration(total["seconds"]), f"{total['training_tokens']:,}", *spent, attempts))
+    header = ("model", "", "time", "training tokens", "energy of training", "money", "failed attempts")
     return table(header, lines, numbers_from=2)
 
 

@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from gptcore.artifacts import write_json
 from gptcore.errors import GptcoreError, TrainingError
+from gptcore.training.attempts import Recorder
+from gptcore.training.energy import rapl
 from gptcore.training.job import Run
 from gptcore.training.process import ERROR_MARK, STOPPED, die_with_parent, start_time
 
@@ -46,14 +48,18 @@ def main(folder: Path) -> int:
             # Held until this process ends, however it ends: never two trainers in one folder.
             lock.acquire(timeout=0)
             write_json(run.holder, {"pid": os.getpid(), "started": start_time(os.getpid())})
-        return 0 if _train(run, rank, world, stop) else STOPPED
+        # The first one speaks for all of them: the packages are the whole machine's.
+        with Recorder(run.attempts, rapl()) if rank == 0 else Recorder(Path(os.devnull)) as recorder:
+            finished = _train(run, rank, world, stop, recorder)
+            recorder.ended = "finished" if finished else "stopped"
+        return 0 if finished else STOPPED
     except Timeout:
         return _fail(TrainingError(f"another trainer is at work in {folder}; wait for it or end it"))
     except GptcoreError as error:
         return _fail(error)
 
 
-def _train(run: Run, rank: int, world: int, stop: _Stop) -> bool:
+def _train(run: Run, rank: int, world: int, stop: _Stop, recorder: Recorder) -> bool:
     # torch takes seconds to import: the lock is held and signals are heard before that.
     import torch
     import torch.distributed as dist
@@ -66,7 +72,7 @@ def _train(run: Run, rank: int, world: int, stop: _Stop) -> bool:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        finished = train(run, Rank(rank, world), stop)
+        finished = train(run, Rank(rank, world), stop, recorder)
         # One that left earlier would close the connections of those still at work; the farewell itself may be cut short.
         with contextlib.suppress(RuntimeError):
             Rank(rank, world).wait()

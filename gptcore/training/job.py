@@ -3,6 +3,7 @@
 <run>/job.json        the question: settings, shards, tokenizer, what to start from
 <run>/resolved.json   the answers that the settings left open; written once, read again by every resume
 <run>/journal.jsonl   metrics and events
+<run>/attempts.jsonl  every trainer process: seconds, steps, energy, how it ended
 <run>/checkpoints/    step-000120/ …
 <run>/model/          the finished model folder
 <run>/trainer.json    pid and start time of the trainer that holds trainer.lock
@@ -71,6 +72,7 @@ class Run:
         self.job_file = folder / "job.json"
         self.resolved_file = folder / "resolved.json"
         self.journal = folder / "journal.jsonl"
+        self.attempts = folder / "attempts.jsonl"
         self.checkpoints = folder / "checkpoints"
         self.model = folder / "model"
         self.holder = folder / "trainer.json"

@@ -27,7 +27,9 @@ from gptcore.tokens.batches import (
     held_out_stream,
 )
 from gptcore.training import checkpoint
+from gptcore.training.attempts import Recorder
 from gptcore.training.budget import decide_compile, pays, resolve, seconds_of, steps_in
+from gptcore.training.energy import nvml
 from gptcore.training.job import Job, Resolved, Run
 from gptcore.training.journal import Journal, cut_back
 from gptcore.training.optimizers import Optimizers, clip, named_gradients
@@ -157,10 +159,12 @@ class Trainer:
         return bool(flag)
 
 
-def train(run: Run, rank: Rank, stop_asked: Callable[[], bool]) -> bool:
+def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Recorder) -> bool:
     """Train to the end, from wherever an earlier process got. Returns whether it is finished (False: stopped and saved)."""
     journal = Journal(run.journal if rank.first else Path("/dev/null"))
     trainer = Trainer(run, rank, journal)
+    if rank.first and trainer.device.type == "cuda":
+        recorder.measure(nvml(_cards(rank.world)))
     rank.wait()  # all have looked for resolved.json before the first one may write it
     _answer(trainer)
     if not rank.first:
@@ -170,13 +174,17 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool]) -> bool:
         rank.wait()  # whatever it set aside is out of the way of the others
     resolved, clock = trainer.resolved, _SaveClock(trainer.job.training.checkpoint_seconds)
     meter = _Meter(trainer, max(1, resolved.steps // _LINES))
+    recorder.begin(trainer.step, resolved.tokens_per_step, resolved.device_name)
     while trainer.step < resolved.steps:
         loss, norm = trainer.train_step(trainer.step)
         trainer.step += 1
-        meter.add(loss, norm)
+        recorder.step = trainer.step
+        if meter.add(loss, norm):
+            recorder.note()
         due = trainer.step % resolved.evaluate_every == 0 or trainer.step == resolved.steps
         stopping = trainer.any_rank(stop_asked())
         if rank.first and (due or stopping or clock.due()):
+            recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
             saved = clock.timed(trainer.save)
             if due and not stopping:
                 _measure(trainer, saved)
@@ -207,6 +215,12 @@ def _open_data(job: Job, tokenizer: Tokenizer) -> tuple[Batches, HeldOut]:
             shards.split("valid"), context, rows, training.evaluation_tokens, tokenizer.control_ids
         )  # fmt: skip
     return batches, held_out
+
+
+def _cards(count: int) -> list[str]:
+    """UUIDs of the first `count` NVIDIA cards that this process sees, one for each of the trainers."""
+    seen = min(count, torch.cuda.device_count())
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(seen)]
 
 
 def _answer(trainer: Trainer) -> None:
@@ -364,13 +378,13 @@ class _Meter:
         """What passed since the last `add` was no training."""
         self.pause += time.perf_counter() - self.seen
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Count one step."""
+    def add(self, loss: Tensor, norm: Tensor) -> bool:
+        """Count one step; whether it was written."""
         self.steps, self.loss, self.norm = self.steps + 1, self.loss + loss, self.norm + norm
         self.seen = time.perf_counter()
         trainer = self.trainer
         if trainer.step % self.every and trainer.step != trainer.resolved.steps:
-            return
+            return False
         seconds = max(1e-9, self.seen - self.since - self.pause)
         values = {
             "train/loss": float(self.loss) / self.steps,
@@ -381,3 +395,4 @@ class _Meter:
         }
         trainer.journal.metrics(trainer.step, values)
         self._start()
+        return True

@@ -26,6 +26,8 @@ STAGES = {
     "evaluation-classify",
 }  # fmt: skip
 
+MODELS = ("tiny-gpt", "tiny-gpt-summarize", "tiny-gpt-classify")
+
 
 def test_a_run_prints_the_promised_object(finished):
     result = finished.result
@@ -105,8 +107,8 @@ def test_prefect_shows_the_progress_of_every_training_and_the_results(finished):
 
 def test_plan_explains_what_differs(finished):
     home = finished.home
-    plan = json.loads(home.gptcore("plan", home.config, "--json").stdout)
-    assert {entry["action"] for entry in plan.values()} == {"reuse"}
+    plan = json.loads(home.gptcore("plan", home.config, "--json", "--set", "cost.per_hour=2").stdout)
+    assert {entry["action"] for entry in plan.values()} == {"reuse"}, "a price rebuilds nothing"
     plan = json.loads(home.gptcore("plan", home.config, "--json", "--set", "training.steps=30").stdout)
     assert plan["base"] == {"action": "build", "reason": "changed: training.steps: 240 -> 30"}
     assert plan["tokenizer"]["action"] == "reuse"
@@ -182,6 +184,24 @@ def test_every_stage_logs_what_the_table_promises(finished):
     parent = client.get_run(finished.result["mlflow_run_id"])
     assert {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "report")} >= {"results.md"}
     assert parent.data.tags["gptcore.prefect_flow_run_id"] == finished.result["prefect_flow_run_id"]
+
+
+def test_every_version_carries_its_cost_and_the_runs_compare_theirs(finished):
+    client = mlflow.MlflowClient(f"sqlite:///{finished.home.home}/mlflow.db")
+    cards = {name: json.loads(client.get_model_version(name, "1").tags["gptcore.cost"]) for name in MODELS}
+    base, classify = cards["tiny-gpt"], cards["tiny-gpt-classify"]
+    assert base["alone"]["training_tokens"] == 240 * 8 * 64
+    assert classify["whole_chain"]["training_tokens"] == classify["alone"]["training_tokens"] + 240 * 8 * 64
+    assert set(classify["seconds_of_stages"]) == STAGES - {
+        "shards-summarize", "finetune-summarize", "evaluation-base", "evaluation-summarize"
+    }  # fmt: skip
+    assert all(card["alone"]["training_attempts"] == 1 and card["alone"]["money"] is None for card in cards.values())
+    assert base["energy_source"] or "energy not measured in base" in base["notes"][0]
+    run = client.get_run(client.get_model_version("tiny-gpt", "1").run_id)
+    assert run.data.metrics["cost/tokens"] == 240 * 8 * 64
+    assert run.data.metrics["cost/seconds"] > 0
+    page = (finished.home.home / "results" / "tiny-gpt" / "results.md").read_text()
+    assert "| tiny-gpt-classify | whole chain |" in page
 
 
 @pytest.mark.slow

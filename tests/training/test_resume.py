@@ -14,6 +14,7 @@ import pytest
 from gptcore.artifacts import sha256_file
 from gptcore.config import OptimizerConfig
 from gptcore.errors import DiskFullError, Interrupted, TrainingError
+from gptcore.training.attempts import read_attempts, training_cost
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import read_journal
 from gptcore.training.process import run_training, start
@@ -84,6 +85,13 @@ def test_kill_9_of_the_trainer_at_three_moments_changes_no_bit(tiny, tmp_path, u
     assert steps_of(run) == sorted(set(steps_of(run))), "the curve has a gap or a step twice"
     assert set(steps_of(run)) == set(range(1, STEPS + 1))
     assert any(line.get("event") == "resumed" for line in read_journal(run.journal))
+    attempts = read_attempts(run.attempts)
+    assert [attempt.ended for attempt in attempts] == ["killed", "killed", "killed", "finished"]
+    cost = training_cost(attempts)
+    assert cost["repeated_steps"] == sum(attempt.steps for attempt in attempts) - STEPS
+    assert cost["repeated_steps"] > 0, "the first kill came before the first checkpoint"
+    assert cost["tokens"] == (STEPS + cost["repeated_steps"]) * 4 * 32
+    assert all(attempt.seconds > 0 for attempt in attempts)
 
 
 def test_kill_9_of_whoever_started_it_leaves_no_process_and_saves(tiny, tmp_path, undisturbed):
