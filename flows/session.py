@@ -36,7 +36,7 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
         flow_run_id = str(flow_run.get_id() or "")
         active.note(prefect_flow_run_id=flow_run_id)
         tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
-        active.note(mlflow_run_id=tracking.start_pipeline(config.model_dump(mode="json"), tags))
+        tracking.start_pipeline(config.model_dump(mode="json"), tags, known=lambda run_id: active.note(mlflow_run_id=run_id))
         try:
             yield run
         except BaseException as error:

@@ -11,6 +11,8 @@ weights and tokenizer, in the store or downloaded and checked, and gptcore opens
 import contextlib
 import getpass
 import json
+import math
+import os
 import re
 import shutil
 import time
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from gptcore.artifacts import Artifact, digest_of, sha256_file, verify
-from gptcore.errors import ArtifactError, CorruptArtifactError, GptcoreError, ModelNotFoundError, RegistryError
+from gptcore.errors import ArtifactError, CorruptArtifactError, GptcoreError, ModelNotFoundError, RegistryError, SettingsError
 from tasks.breaker import root_cause
 from tasks.tracking import Connection, Tracking
 
@@ -79,6 +81,15 @@ def registered_name(artifact: Artifact) -> str:
     return artifact.name if artifact.stage == "base" else f"{artifact.name}-{artifact.stage.removeprefix('finetune-')}"
 
 
+def registry_patience() -> float:
+    """Seconds for which a registry that cannot be reached is waited for: `GPTCORE_REGISTRY_PATIENCE`, or 120."""
+    text = os.environ.get("GPTCORE_REGISTRY_PATIENCE") or "120"
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(text)) and seconds >= 0:
+            return seconds
+    raise SettingsError(f"GPTCORE_REGISTRY_PATIENCE is {text!r}, but it is a number of seconds, such as 120")
+
+
 class Registry:
     """The model registry of a home. `say` hears what is worth a line."""
 
@@ -89,12 +100,13 @@ class Registry:
 
     # -------------------------------------------------------------------------------------------------- register --
 
-    def register(self, tracking: Tracking, artifact: Artifact, evidence: Mapping[str, Any], patience: float = 120.0) -> Version:
+    def register(self, tracking: Tracking, artifact: Artifact, evidence: Mapping[str, Any]) -> Version:
         """Register the model of an artifact; the version it has already, unchanged, if its digest is known.
 
         `evidence` has `metrics` (name -> number) and whatever else speaks for it, such as `cost`. A registry
-        that cannot be reached is waited for up to `patience` seconds, then `RegistryError` is raised.
+        that cannot be reached is waited for (`patience`), then `RegistryError` is raised.
         """
+        patience = registry_patience()
         deadline = time.monotonic() + patience
         told = False
         while True:
@@ -366,6 +378,11 @@ class Registry:
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> RegistryError:
+        if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            return RegistryError(
+                f"the model registry at {self.connection.address} does not let you do this; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD to a user who may"
+            )
         return RegistryError(
             f"the model registry at {self.connection.address} refused or cannot be reached ({root_cause(error)}); "
             "check MLFLOW_TRACKING_URI and that its server runs, then try again"

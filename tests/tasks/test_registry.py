@@ -166,10 +166,11 @@ def test_an_unreachable_registry_is_waited_for_and_then_one_sentence_says_so(ben
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("GPTCORE_REGISTRY_PATIENCE", "0.5")
     away = type(bench)(bench.home)
     started = time.monotonic()
     with pytest.raises(RegistryError, match="the next gptcore run will only register"):
-        away.registry.register(away.tracking, load_artifact(base.path), {"metrics": {}}, patience=0.5)
+        away.registry.register(away.tracking, load_artifact(base.path), {"metrics": {}})
     with pytest.raises(RegistryError, match="check MLFLOW_TRACKING_URI"):
         away.registry.versions("docs-gpt")
     assert time.monotonic() - started < 10
