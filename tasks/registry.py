@@ -203,15 +203,20 @@ class Registry:
             return self._settle(name) if self._find(name) is not None else []
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """Every change of champion, oldest first: `time`, `from`, `to`, `reason`, `forced`, `user`, `done`."""
-        with self._reached():
+        """Every change of champion, oldest first: `time`, `from`, `to`, `reason`, `forced`, `user`, `done`.
+
+        One that was cut short is completed before, and has `completed`, the time of that; one made elsewhere is noted.
+        """
+        with self._reached(), self._lock(name):
             self._known(name)
+            self._settle(name)
             return [{"time": key.removeprefix(_HISTORY), **entry} for key, entry in self._history(name).items()]
 
     def champion_at(self, name: str, moment: datetime) -> int | None:
         """The version that was champion at a moment, as far as the history knows; None before the first."""
         until = moment.astimezone(UTC).strftime(_TIME)
-        changes = [entry for entry in self.history(name) if entry["time"] <= until and not entry.get("abandoned")]
+        real = [entry for entry in self.history(name) if not entry.get("abandoned")]
+        changes = [entry for entry in real if entry.get("completed", entry["time"]) <= until]
         return changes[-1]["to"] if changes else None
 
     def _judge(self, name: str, version: int, verdict: str) -> None:
@@ -219,8 +224,10 @@ class Registry:
 
     def _change(self, name: str, key: str, entry: dict[str, Any]) -> None:
         client = self.connection.client
-        if entry["from"] is not None:
+        if entry["from"] in self._numbers(name):  # it may have been deleted since
             client.set_registered_model_alias(name, PREVIOUS, str(entry["from"]))
+        elif self._aliases(name).get(PREVIOUS) == entry["to"]:
+            client.delete_registered_model_alias(name, PREVIOUS)
         client.set_registered_model_alias(name, CHAMPION, str(entry["to"]))
         if self._aliases(name).get(CHALLENGER) == entry["to"]:
             client.delete_registered_model_alias(name, CHALLENGER)
@@ -231,7 +238,9 @@ class Registry:
         said = []
         champion, last = self._aliases(name).get(CHAMPION), None
         for key, entry in self._history(name).items():
-            if not entry["done"] and champion in (entry["from"], entry["to"]):
+            if not entry["done"] and champion in (entry["from"], entry["to"]) and entry["to"] in self._numbers(name):
+                if champion == entry["from"]:
+                    entry["completed"] = datetime.now(UTC).strftime(_TIME)
                 self._change(name, key, entry)
                 champion = entry["to"]
                 said.append(f"{name}: completed the change of champion to version {champion} that was cut short")
@@ -298,6 +307,10 @@ class Registry:
         Raises `ModelNotFoundError`, `RegistryError`, or `CorruptArtifactError` when the download is not what was registered.
         """
         version = self.find(reference)
+        if not version.digest:
+            raise ModelNotFoundError(
+                f"{version.name}/{version.version} was not registered by gptcore, which cannot open it; use another version"
+            )
         with contextlib.suppress(ArtifactError):
             artifact = verify(version.path)  # one that is damaged is fetched anew
             if artifact.digest == version.digest:
@@ -345,6 +358,9 @@ class Registry:
         search, aliases = self.connection.client.search_model_versions, self._aliases(name)
         found = [_version(made, aliases) for made in self._pages(search, filter_string=f"name = '{name}'")]
         return sorted(found, key=lambda version: version.version)
+
+    def _numbers(self, name: str) -> list[int]:
+        return [version.version for version in self._versions(name)]
 
     def _require(self, name: str, version: int) -> Version:
         for known in self._versions(name):

@@ -245,8 +245,8 @@ class Tracking:
     ) -> str | None:
         """Begin the run that holds the stages' runs; its id, or None while MLflow cannot be used.
 
-        `known` hears the id too, then or when MLflow can first be used. `tags` (`gptcore.prefect_flow_run_id` and the like) stand on it and on every stage's run. Sets right what runs that
-        died, or could not reach MLflow at their end, have left behind.
+        `known` hears the id too, then or when MLflow can first be used. `tags` (`gptcore.prefect_flow_run_id` and the like)
+        stand on it and on every stage's run. Sets right what runs that died, or could not reach MLflow at their end, have left.
         """
         self._config, self._tags, self._started, self._known = config, dict(tags or {}), _now(), known
         self._breaker.attempt(self._settle)
