@@ -17,6 +17,8 @@ import pytest
 from gptcore.artifacts import sha256_file
 from gptcore.training.journal import read_journal
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 STAGES = {"corpus", "tokenizer", "shards", "base", "evaluation-base"}
 
 
@@ -31,12 +33,12 @@ def begin(home, *arguments, **environment) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str], home) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a run."""
-    printed, _ = process.communicate(timeout=250)
+    printed, _ = process.communicate(timeout=800)
     return process.returncode, printed, (home.folder / "stderr").read_text()
 
 
 def wait_for_step(home, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not any(
         line["step"] >= step
         for journal in (home.home / "store" / "base" / "tiny-gpt").glob("*.run/journal.jsonl")
@@ -92,25 +94,23 @@ def server(own_mlflow_server, databases, monkeypatch):
     return own_mlflow_server
 
 
-@pytest.mark.slow
 def test_a_server_that_hangs_in_the_middle_of_training_is_killed_and_comes_back_leaves_no_trace(server, new_home, tmp_path):
     home = new_home(tmp_path / "back", tasks=[])
-    run = begin(home, "--set", "training.steps=600", MLFLOW_HTTP_REQUEST_TIMEOUT="5")
+    run = begin(home, "--set", "training.steps=400", MLFLOW_HTTP_REQUEST_TIMEOUT="5")
     wait_for_step(home, 30, run)
     server.process.send_signal(signal.SIGSTOP)
-    wait_for_step(home, 150, run)
+    wait_for_step(home, 100, run)
     server.kill()
-    wait_for_step(home, 300, run)
+    wait_for_step(home, 150, run)
     server.start()
     code, printed, said = end(run, home)
     assert code == 0, said
     assert json.loads(printed)["models"] == [{"name": "tiny-gpt", "version": 1, "aliases": ["champion"]}]
     assert json.loads(printed)["mlflow_run_id"]
     assert "Traceback" not in said
-    assert told(mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), 600) == ["FINISHED"]
+    assert told(mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), 400) == ["FINISHED"]
 
 
-@pytest.mark.slow
 def test_a_server_that_is_gone_for_good_costs_one_sentence_and_the_next_run_only_ships_and_registers(
     server, new_home, tmp_path
 ):
@@ -130,7 +130,6 @@ def test_a_server_that_is_gone_for_good_costs_one_sentence_and_the_next_run_only
     assert told(mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"]), 240) == ["FAILED", "FINISHED"]
 
 
-@pytest.mark.slow
 def test_a_trainer_that_is_killed_is_tried_again_and_nobody_sees_it_in_the_result(finished, new_home, tmp_path):
     home = new_home(tmp_path / "retried", tasks=[])
     run = begin(home)
@@ -146,7 +145,6 @@ def test_a_trainer_that_is_killed_is_tried_again_and_nobody_sees_it_in_the_resul
     assert told(mlflow.MlflowClient(f"sqlite:///{home.home}/mlflow.db"), 240) == ["FINISHED"]
 
 
-@pytest.mark.slow
 def test_a_trainer_that_is_killed_every_time_ends_the_run_with_a_sentence(new_home, tmp_path):
     home = new_home(tmp_path / "hopeless", tasks=[])
     run = begin(home)
@@ -168,4 +166,4 @@ def test_a_trainer_that_is_killed_every_time_ends_the_run_with_a_sentence(new_ho
     runs = client.search_runs([client.get_experiment_by_name("tiny-gpt").experiment_id])
     (base,) = [run for run in runs if run.data.tags.get("gptcore.stage") == "base"]
     assert base.info.status == "FAILED"
-    assert base.data.tags["gptcore.error"].endswith("it was tried 3 times")
+    assert base.data.tags["gptcore.error"].startswith("the trainer died of SIGKILL")
