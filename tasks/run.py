@@ -182,7 +182,7 @@ def stage_task(name: str, *, trains: bool = False) -> Callable[[Stage[Parameters
             except TrainerDied as error:
                 tried = task_run.run_count or 1
                 if tried <= len(_TRY_AGAIN_AFTER):
-                    run.watcher.say(f"{error}; trying again in {_TRY_AGAIN_AFTER[tried - 1]:.0f} seconds")
+                    run.watcher.say(f"{task_run.name}: {error}; trying again in {_TRY_AGAIN_AFTER[tried - 1]:.0f} seconds")
                     raise
                 raise TrainerDied(f"{error}; it was tried {tried} times") from error
             return Completed(name="Reused", data=artifact) if artifact.reused else artifact
