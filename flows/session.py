@@ -42,8 +42,8 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
         tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
         if flow_run.ui_url:  # MLflow's pages show it as a link
             tags["mlflow.note.content"] = f"[The run in Prefect]({flow_run.ui_url})"
-        run_id = tracking.start_pipeline(config.model_dump(mode="json"), tags)
-        active.note(mlflow_run_id=run_id)
+        settings = config.model_dump(mode="json")
+        run_id = tracking.start_pipeline(settings, tags, known=lambda run_id: active.note(mlflow_run_id=run_id))
         show_mlflow(mlflow_pages(store.home), run_id, config.name, watcher.say)
         try:
             yield run

@@ -9,6 +9,7 @@
     │   └── CorruptArtifactError     an artifact whose files are not the ones that were published
     ├── DiskFullError                no space left; what was there before is untouched
     ├── TrainingError                the trainer could not start or did not finish; its checkpoints are kept
+    │   ├── TrainerDied              the trainer was killed, by hand or for want of memory; trying again may help
     │   └── Interrupted              the trainer was asked to stop and saved (exit code 130)
     ├── ModelNotFoundError           a name, alias, version or path that leads to no model
     └── RegistryError                the registry cannot be reached or refuses a change
@@ -58,6 +59,10 @@ class DiskFullError(GptcoreError):
 
 class TrainingError(GptcoreError):
     """The trainer could not start or did not finish; its checkpoints are kept."""
+
+
+class TrainerDied(TrainingError):
+    """The trainer was killed by a signal that nobody asks with: by hand, or by the kernel for want of memory."""
 
 
 class Interrupted(TrainingError):

@@ -22,7 +22,7 @@ _NO_RESULT = {"keep", "checkpoint_seconds"}
 """Settings of training that cannot change its result."""
 
 
-@stage_task("base")
+@stage_task("base", trains=True)
 def train_base(
     run: Run, name: str, model: ModelConfig, training: TrainingConfig, shards: Artifact, tokenizer: Artifact
 ) -> Artifact:

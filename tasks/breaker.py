@@ -26,10 +26,10 @@ class Breaker:
 
     def attempt(self, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result | None:
         """What `call` returns; None if it raised, or another call did a moment ago."""
-        if time.monotonic() < self._alone_until:
-            return None
         try:
             with self._lock:
+                if time.monotonic() < self._alone_until:  # asked here: whoever waited for a call that failed need not try too
+                    return None
                 result = call(*args, **kwargs)
         except Exception as error:  # a client raises what its stores, its server and the network raise: no list is complete
             self._alone_until = time.monotonic() + self._pause

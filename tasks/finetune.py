@@ -9,7 +9,7 @@ from tasks.base import train, training_settings
 from tasks.run import Run, stage_task
 
 
-@stage_task("finetune-{task.name}")
+@stage_task("finetune-{task.name}", trains=True)
 def finetune(
     run: Run, name: str, task: TaskConfig, model: ModelConfig, base: Artifact, examples: Artifact, shards: Artifact
 ) -> Artifact:

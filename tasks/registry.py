@@ -11,6 +11,8 @@ weights and tokenizer, in the store or downloaded and checked, and gptcore opens
 import contextlib
 import getpass
 import json
+import math
+import os
 import re
 import shutil
 import time
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from gptcore.artifacts import Artifact, digest_of, sha256_file, verify
-from gptcore.errors import ArtifactError, CorruptArtifactError, GptcoreError, ModelNotFoundError, RegistryError
+from gptcore.errors import ArtifactError, CorruptArtifactError, GptcoreError, ModelNotFoundError, RegistryError, SettingsError
 from tasks.breaker import root_cause
 from tasks.tracking import Connection, Tracking
 
@@ -79,6 +81,15 @@ def registered_name(artifact: Artifact) -> str:
     return artifact.name if artifact.stage == "base" else f"{artifact.name}-{artifact.stage.removeprefix('finetune-')}"
 
 
+def registry_patience() -> float:
+    """Seconds for which a registry that cannot be reached is waited for: `GPTCORE_REGISTRY_PATIENCE`, or 120."""
+    text = os.environ.get("GPTCORE_REGISTRY_PATIENCE") or "120"
+    with contextlib.suppress(ValueError):
+        if math.isfinite(seconds := float(text)) and seconds >= 0:
+            return seconds
+    raise SettingsError(f"GPTCORE_REGISTRY_PATIENCE is {text!r}, but it is a number of seconds, such as 120")
+
+
 class Registry:
     """The model registry of a home. `say` hears what is worth a line."""
 
@@ -89,12 +100,13 @@ class Registry:
 
     # -------------------------------------------------------------------------------------------------- register --
 
-    def register(self, tracking: Tracking, artifact: Artifact, evidence: Mapping[str, Any], patience: float = 120.0) -> Version:
+    def register(self, tracking: Tracking, artifact: Artifact, evidence: Mapping[str, Any]) -> Version:
         """Register the model of an artifact; the version it has already, unchanged, if its digest is known.
 
         `evidence` has `metrics` (name -> number) and whatever else speaks for it, such as `cost`. A registry
-        that cannot be reached is waited for up to `patience` seconds, then `RegistryError` is raised.
+        that cannot be reached is waited for (`patience`), then `RegistryError` is raised.
         """
+        patience = registry_patience()
         deadline = time.monotonic() + patience
         told = False
         while True:
@@ -191,15 +203,20 @@ class Registry:
             return self._settle(name) if self._find(name) is not None else []
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """Every change of champion, oldest first: `time`, `from`, `to`, `reason`, `forced`, `user`, `done`."""
-        with self._reached():
+        """Every change of champion, oldest first: `time`, `from`, `to`, `reason`, `forced`, `user`, `done`.
+
+        One that was cut short is completed before, and has `completed`, the time of that; one made elsewhere is noted.
+        """
+        with self._reached(), self._lock(name):
             self._known(name)
+            self._settle(name)
             return [{"time": key.removeprefix(_HISTORY), **entry} for key, entry in self._history(name).items()]
 
     def champion_at(self, name: str, moment: datetime) -> int | None:
         """The version that was champion at a moment, as far as the history knows; None before the first."""
         until = moment.astimezone(UTC).strftime(_TIME)
-        changes = [entry for entry in self.history(name) if entry["time"] <= until and not entry.get("abandoned")]
+        real = [entry for entry in self.history(name) if not entry.get("abandoned")]
+        changes = [entry for entry in real if entry.get("completed", entry["time"]) <= until]
         return changes[-1]["to"] if changes else None
 
     def _judge(self, name: str, version: int, verdict: str) -> None:
@@ -207,8 +224,10 @@ class Registry:
 
     def _change(self, name: str, key: str, entry: dict[str, Any]) -> None:
         client = self.connection.client
-        if entry["from"] is not None:
+        if entry["from"] in self._numbers(name):  # it may have been deleted since
             client.set_registered_model_alias(name, PREVIOUS, str(entry["from"]))
+        elif self._aliases(name).get(PREVIOUS) == entry["to"]:
+            client.delete_registered_model_alias(name, PREVIOUS)
         client.set_registered_model_alias(name, CHAMPION, str(entry["to"]))
         if self._aliases(name).get(CHALLENGER) == entry["to"]:
             client.delete_registered_model_alias(name, CHALLENGER)
@@ -219,7 +238,9 @@ class Registry:
         said = []
         champion, last = self._aliases(name).get(CHAMPION), None
         for key, entry in self._history(name).items():
-            if not entry["done"] and champion in (entry["from"], entry["to"]):
+            if not entry["done"] and champion in (entry["from"], entry["to"]) and entry["to"] in self._numbers(name):
+                if champion == entry["from"]:
+                    entry["completed"] = datetime.now(UTC).strftime(_TIME)
                 self._change(name, key, entry)
                 champion = entry["to"]
                 said.append(f"{name}: completed the change of champion to version {champion} that was cut short")
@@ -286,6 +307,10 @@ class Registry:
         Raises `ModelNotFoundError`, `RegistryError`, or `CorruptArtifactError` when the download is not what was registered.
         """
         version = self.find(reference)
+        if not version.digest:
+            raise ModelNotFoundError(
+                f"{version.name}/{version.version} was not registered by gptcore, which cannot open it; use another version"
+            )
         with contextlib.suppress(ArtifactError):
             artifact = verify(version.path)  # one that is damaged is fetched anew
             if artifact.digest == version.digest:
@@ -334,6 +359,9 @@ class Registry:
         found = [_version(made, aliases) for made in self._pages(search, filter_string=f"name = '{name}'")]
         return sorted(found, key=lambda version: version.version)
 
+    def _numbers(self, name: str) -> list[int]:
+        return [version.version for version in self._versions(name)]
+
     def _require(self, name: str, version: int) -> Version:
         for known in self._versions(name):
             if known.version == version:
@@ -366,6 +394,11 @@ class Registry:
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> RegistryError:
+        if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            return RegistryError(
+                f"the model registry at {self.connection.address} does not let you do this; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD to a user who may"
+            )
         return RegistryError(
             f"the model registry at {self.connection.address} refused or cannot be reached ({root_cause(error)}); "
             "check MLFLOW_TRACKING_URI and that its server runs, then try again"

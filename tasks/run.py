@@ -10,10 +10,11 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.states import Completed
 
 from gptcore.artifacts import Artifact, Decision, Numbers, Recipe, Store
+from gptcore.errors import TrainerDied
 from tasks.tracking import Tracking
 
 Parameters = ParamSpec("Parameters")
@@ -152,19 +153,38 @@ Stage = Callable[Concatenate[Run, Parameters], Artifact]
 """A stage as a plain function: the run first, then its settings and finished inputs."""
 
 
-def stage_task(name: str) -> Callable[[Stage[Parameters]], Stage[Parameters]]:
+_TRY_AGAIN_AFTER = (3.0, 15.0)
+"""Seconds between the tries of a training whose trainer was killed; another program that took the memory may end meanwhile."""
+
+
+def stage_task(name: str, *, trains: bool = False) -> Callable[[Stage[Parameters]], Stage[Parameters]]:
     """Make a Prefect task of a stage. Prefect's own cache is not used; a reused stage ends in the state `Reused`.
 
     `name` is the task run's, with the function's arguments in braces. While planning, and outside of any flow, the plain
-    function is called, so that one chain serves all.
+    function is called, so that one chain serves all. One that `trains` is tried again when its trainer was killed, and goes
+    on from the checkpoint in the same run of MLflow; a mistake of the user's and Ctrl-C end it at once.
     """
+    retries: dict[str, Any] = {}
+    if trains:
+        retries = {
+            "retries": len(_TRY_AGAIN_AFTER),
+            "retry_delay_seconds": list(_TRY_AGAIN_AFTER),
+            "retry_condition_fn": _trainer_died,
+        }
 
     def decorate(function: Stage[Parameters]) -> Stage[Parameters]:
         signature = inspect.signature(function)
 
-        @task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)
+        @task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False, **retries)
         def coat(run: Run, *arguments: Any, **named: Any) -> Artifact | State[Artifact]:
-            artifact = function(run, *arguments, **named)
+            try:
+                artifact = function(run, *arguments, **named)
+            except TrainerDied as error:
+                tried = task_run.run_count or 1
+                if tried <= len(_TRY_AGAIN_AFTER):
+                    run.watcher.say(f"{task_run.name}: {error}; trying again in {_TRY_AGAIN_AFTER[tried - 1]:.0f} seconds")
+                    raise
+                raise TrainerDied(f"{error}; it was tried {tried} times") from error
             return Completed(name="Reused", data=artifact) if artifact.reused else artifact
 
         @functools.wraps(function)
@@ -178,3 +198,8 @@ def stage_task(name: str) -> Callable[[Stage[Parameters]], Stage[Parameters]]:
         return call
 
     return decorate
+
+
+def _trainer_died(_task: Any, _task_run: Any, state: State[Any]) -> bool:
+    """Whether a task failed because its trainer was killed."""
+    return isinstance(state.data, TrainerDied)

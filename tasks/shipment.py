@@ -4,8 +4,10 @@ Every part may be shipped twice without harm and is noted in the record once it 
 short is completed later. What is sent stands in `tasks/contents.py`, how in `Connection`.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from tasks.ledger import Point, Record, record_of_digest, unshipped
 if TYPE_CHECKING:
     from tasks.tracking import Connection
 
+_UPLOAD = 20 * 2**20
+"""Bytes a second at which a server must at least take a model in: it answers only when all of it lies in its place."""
 _SAMPLE_ROWS = 1000
 """Rows from which MLflow learns a dataset's columns."""
 
@@ -132,7 +136,8 @@ class Shipment:
             if checkpoint is None:
                 from tasks.pyfunc_model import upload_model
 
-                upload_model(client, model, kind, folder, self.connection.home / "cache")
+                with time_for(folder):
+                    upload_model(client, model, kind, folder, self.connection.home / "cache")
             client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
 
@@ -152,6 +157,19 @@ class Shipment:
             params={key: value[:6000] for key, value in settings.items()},
             model_type=kind,
         )
+
+
+@contextlib.contextmanager
+def time_for(folder: Path) -> Iterator[None]:
+    """Give an upload of `folder` as many seconds more than MLflow's timeout as its size asks for."""
+    variable = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[variable]  # set when the client was made
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    os.environ[variable] = str(int(before) + size // _UPLOAD)
+    try:
+        yield
+    finally:
+        os.environ[variable] = before
 
 
 def ship_journal(connection: "Connection", record: Record, journal: Path) -> None:

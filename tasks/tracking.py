@@ -1,5 +1,8 @@
 """MLflow follows a run, never the other way round: whatever happens to MLflow, stages neither wait nor fail.
 
+A training is followed by a thread of its own, so that a server which hangs holds up nobody; all else costs at most one timeout
+for each time that the breaker lets MLflow be tried. What could not be shipped is tried once more at the end of the run.
+
 One experiment per pipeline name, one run per pipeline run, under it one run per stage that was built. What was shipped stands
 in a record per recipe (`tasks/ledger.py`); finishing and reusing a stage ship what is missing, so a run that was killed, or
 could not reach MLflow, is completed by the next one. mlflow is imported when it is first needed.
@@ -12,7 +15,9 @@ import logging
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -37,9 +42,10 @@ Result = TypeVar("Result")
 _FOLLOW = 2.0
 """Shortest time in seconds between two shipments of one journal."""
 _ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    # No retries of the client's own: each would wait another timeout, and a server that was only slow would do a thing twice.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -219,22 +225,30 @@ class Tracking:
         self._breaker = Breaker(f"MLflow at {self.connection.address}", say)
         self.parent_id: str | None = None
         """MLflow's id of this pipeline run, once it is known."""
+        self._build = uuid.uuid4().hex
+        self._known: Callable[[str], None] = lambda _: None
         self._experiment_id: str | None = None
         self._config: Mapping[str, Any] = {}
         self._tags: dict[str, str] = {}
         self._started: int | None = None
         self._linked: set[str] = set()
         self._followed: dict[Path, float] = {}
+        self._follower = ThreadPoolExecutor(1, "mlflow")
+        self._following: Future[None] | None = None
+        self._owed: list[tuple[Artifact, Artifact | None]] = []
+        """Finished stages that could not be shipped yet."""
 
     # ---------------------------------------------------------------------------------------------- pipeline run --
 
-    def start_pipeline(self, config: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> str | None:
+    def start_pipeline(
+        self, config: Mapping[str, Any], tags: Mapping[str, str] | None = None, known: Callable[[str], None] = lambda _: None
+    ) -> str | None:
         """Begin the run that holds the stages' runs; its id, or None while MLflow cannot be used.
 
-        `tags` (`gptcore.prefect_flow_run_id` and the like) stand on it and on every stage's run. Sets right what runs that
-        died, or could not reach MLflow at their end, have left behind.
+        `known` hears the id too, then or when MLflow can first be used. `tags` (`gptcore.prefect_flow_run_id` and the like)
+        stand on it and on every stage's run. Sets right what runs that died, or could not reach MLflow at their end, have left.
         """
-        self._config, self._tags, self._started = config, dict(tags or {}), _now()
+        self._config, self._tags, self._started, self._known = config, dict(tags or {}), _now(), known
         self.settle()
         return self._breaker.attempt(self._parent)
 
@@ -245,8 +259,17 @@ class Tracking:
     def end_pipeline(
         self, status: str = "FINISHED", metrics: Mapping[str, float] | None = None, report: Path | None = None
     ) -> None:
-        """End it as FINISHED, FAILED or KILLED, with headline numbers and the results page (a file or a folder)."""
+        """End it as FINISHED, FAILED or KILLED, with headline numbers and the results page (a file or a folder).
+
+        Stages that could not be shipped when they finished are tried once more before, whatever happened to MLflow since.
+        """
         ended = _now()
+        self._wait_for_follower()
+        owed, self._owed = self._owed, []
+        if owed:
+            self._breaker.retry_now()
+        for artifact, evaluated in owed:
+            self._breaker.attempt(self.ship, artifact, evaluated)
         if self.parent_id is not None:
             self._note_end(self.parent_id, status, ended)
         self._breaker.attempt(self._end_pipeline, status, ended, metrics or {}, report)
@@ -267,17 +290,26 @@ class Tracking:
         """The pipeline's run, created when MLflow can first be used."""
         if self.parent_id is None and self._started is not None:
             client = self.connection.client
-            name = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._started / 1000))
-            run = client.create_run(self._experiment, start_time=self._started, run_name=name, tags={**_who(), **self._tags})
+            # An answer that was lost on its way may have left one.
+            ours = client.search_runs([self._experiment], f"tags.`gptcore.build` = '{self._build}'", max_results=1)
+            run = ours[0] if ours else self._new_parent(self._started)
+            self._known(run.info.run_id)
             self.connection.log_settings(run.info.run_id, self._config)
             client.log_dict(run.info.run_id, dict(self._config), "settings.yaml")
             self.parent_id = run.info.run_id
         return self.parent_id
 
+    def _new_parent(self, started: int) -> "Run":
+        name = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started / 1000))
+        tags = {**_who(), **self._tags, "gptcore.build": self._build}
+        return self.connection.client.create_run(self._experiment, start_time=started, run_name=name, tags=tags)
+
     def _settle(self) -> None:
         """End in MLflow what has ended: runs whose process is gone, and runs whose end MLflow did not hear of."""
         for note in (self.home / "tracking" / "ended").glob("*.json"):
             values = json.loads(note.read_text())
+            if values.get("uri", self.connection.address) != self.connection.address:
+                continue  # of another MLflow, which hears of it when it is used again
             self._end(note.stem, values["status"], values["ended"])
         settle_dead_runs(self.home, MLFLOW, self._kill)
 
@@ -295,7 +327,7 @@ class Tracking:
         folder = self.home / "tracking" / "ended"
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / f"{run_id}.json", {"status": status, "ended": ended})
+            write_json(folder / f"{run_id}.json", {"status": status, "ended": ended, "uri": self.connection.address})
 
     def _end(self, run_id: str, status: str, ended: int) -> None:
         if self.connection.exists(run_id):
@@ -306,6 +338,7 @@ class Tracking:
 
     def start_stage(self, recipe: Recipe) -> None:
         """A stage is about to be built: begin its run, or continue the one that a killed or interrupted build left."""
+        self._wait_for_follower()
         record = Record.load(record_path(self.home, recipe))
         if record is None or record.status != RUNNING or record.uri != self.connection.address:
             record = self._new_record(recipe)
@@ -314,16 +347,24 @@ class Tracking:
         self._breaker.attempt(self._begin, record, recipe)
 
     def follow(self, recipe: Recipe, journal: Path) -> None:
-        """Ship what the journal holds since the last call; call it as often as you like."""
+        """Have shipped what the journal holds since the last call; returns at once, so call it as often as you like."""
         path = record_path(self.home, recipe)
         now = time.monotonic()
-        if now - self._followed.get(path, -_FOLLOW) < _FOLLOW:
+        busy = self._following is not None and not self._following.done()
+        if busy or now - self._followed.get(path, -_FOLLOW) < _FOLLOW:
             return
         self._followed[path] = now
-        self._breaker.attempt(self._follow, recipe, journal)
+        self._following = self._follower.submit(self._breaker.attempt, self._follow, recipe, journal)
+
+    def _wait_for_follower(self) -> None:
+        """Nobody else touches a stage's record while the follower may: wait, at most one timeout, until it is done."""
+        if self._following is not None:
+            self._following.result()
+            self._following = None
 
     def fail_stage(self, recipe: Recipe, error: BaseException, *, resumable: bool) -> None:
         """Building ended early: KILLED if somebody stopped it, else FAILED. The next build continues a resumable one's run."""
+        self._wait_for_follower()
         record = Record.load(record_path(self.home, recipe))
         if record is None:
             return
@@ -338,11 +379,16 @@ class Tracking:
 
     def finish_stage(self, artifact: Artifact, evaluated: Artifact | None = None) -> None:
         """Ship all of a stage that was built; an evaluation's numbers stand on the model `evaluated` too."""
-        self._breaker.attempt(self.ship, artifact, evaluated)
+        self._ship_now_or_later(artifact, evaluated)
 
     def reuse_stage(self, artifact: Artifact) -> None:
         """Link a stage that was found finished to the run that built it, and ship what MLflow lacks of it."""
-        self._breaker.attempt(self.ship, artifact)
+        self._ship_now_or_later(artifact, None)
+
+    def _ship_now_or_later(self, artifact: Artifact, evaluated: Artifact | None) -> None:
+        self._wait_for_follower()
+        if self._breaker.attempt(self.ship, artifact, evaluated) is None:
+            self._owed.append((artifact, evaluated))
 
     def ship(self, artifact: Artifact, evaluated: Artifact | None = None) -> Record:
         """Bring MLflow up to date with a finished artifact. Unlike the rest, raises what MLflow raises."""
@@ -441,7 +487,10 @@ class Tracking:
         assert run_id is not None
         (self.home / "tracking" / "ended" / f"{run_id}.json").unlink(missing_ok=True)
         client.update_run(run_id, status="RUNNING")
-        for key in client.get_run(run_id).data.metrics:
+        data = client.get_run(run_id).data
+        if "gptcore.error" in data.tags:
+            client.delete_tag(run_id, "gptcore.error")  # what ended an earlier attempt; this one goes on
+        for key in data.metrics:
             # It may have been killed between shipping and noting it.
             shipped = max(metric.step for metric in client.get_metric_history(run_id, key))
             record.last_step[key] = max(shipped, record.last_step.get(key, -1))

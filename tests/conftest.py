@@ -1,8 +1,16 @@
 """Tiny real things that several rooms share, made once."""
 
+import os
 import random
+import secrets
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,3 +155,80 @@ def copy_of(tmp_path):
         return Path(shutil.copytree(folder, tmp_path / folder.name))
 
     return copy
+
+
+class MlflowServer:
+    """An MLflow server with a password on loopback: one process, the one that `mlflow server --workers 1` would start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.password = folder, secrets.token_urlsafe(16)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        (folder / "auth.ini").write_text(
+            f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{folder}/auth.db\n"
+            f"admin_username = gptcore\nadmin_password = {self.password}\nauth_cache_ttl_seconds = 3600\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs."""
+        return {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.port}",
+            "MLFLOW_TRACKING_USERNAME": "gptcore",
+            "MLFLOW_TRACKING_PASSWORD": self.password,
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # on a busy machine an answer may take its time
+        }
+
+    def start(self) -> None:
+        """Start it, on the database and the port that it had before, and wait until it answers."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        environment |= {
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.password,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{self.folder}/mlflow.db",
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(self.folder / "artifacts"),
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+            "_MLFLOW_SGI_NAME": "uvicorn",
+        }
+        command = [sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--factory"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--no-access-log", "mlflow.server.auth:create_app"],
+                env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=10):
+                    return
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As kill -9, wherever it is."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def own_mlflow_server(tmp_path_factory) -> Iterator[MlflowServer]:
+    """A real server that one test may kill and start again; not started yet."""
+    server = MlflowServer(tmp_path_factory.mktemp("own-mlflow-server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def any_mlflow_server(tmp_path_factory) -> Iterator[MlflowServer]:
+    """A real server for all; whoever gets it first starts it. Who wants to kill one has `own_mlflow_server`."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
+    yield server
+    server.kill()

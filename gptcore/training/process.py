@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from gptcore import errors
-from gptcore.errors import GptcoreError, Interrupted, TrainingError
+from gptcore.errors import GptcoreError, Interrupted, TrainerDied, TrainingError
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import Follower, Line, read_journal
 
@@ -47,7 +48,8 @@ def die_with_parent() -> None:
 def run_training(run: Run, job: Job, follow: Callable[[Line], None]) -> None:
     """Train `job` in its run folder to the end, from wherever an earlier process got; `follow` sees every journal line.
 
-    Raises what the trainer reported, `Interrupted` when it was asked to stop, `TrainingError` when it died.
+    Raises what the trainer reported, `Interrupted` when it was asked to stop, `TrainerDied` when it was killed,
+    `TrainingError` when it ended in any other way.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with _cards(job, follow):
@@ -171,11 +173,26 @@ def _why(code: int, said: list[str], run: Run) -> GptcoreError:
     lines = read_journal(run.journal)
     saved = [line["step"] for line in lines if line.get("event") == "checkpoint"]
     kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there was no checkpoint yet"
+    if killed := _killed_by(code, said):
+        cause = ", by hand or by the kernel for want of memory" if killed == signal.SIGKILL else ""
+        return TrainerDied(
+            f"the trainer died of {killed.name}{cause}; {kept}, the next run continues from there "
+            "(if memory is short, a smaller training.micro_batch needs less)"
+        )
     if lines and lines[-1].get("event") == "stopped":
         return Interrupted(f"training was stopped; {kept}, the next run continues from it")
     told = [line.rstrip() for line in said if "Error" in line and "ChildFailedError" not in line]
     detail = f" ({told[-1].strip()[:300]})" if told else ""
     return TrainingError(f"the trainer died (exit code {code}){detail}; {kept}, the next run continues from there")
+
+
+def _killed_by(code: int, said: list[str]) -> signal.Signals | None:
+    """The signal that ended torchrun, or the worker that torchrun names as the root cause; None if it only asks to stop."""
+    told = re.findall(r"exitcode\s*:\s*(-?\d+)", "".join(said))
+    number = -code if code < 0 else -int(told[-1]) if told else 0
+    if number <= 0 or number in (signal.SIGTERM, signal.SIGINT):
+        return None
+    return signal.Signals(number)
 
 
 def _torchrun() -> None:

@@ -294,6 +294,11 @@ def test_kill_9_of_everything_at_three_moments_is_as_if_nothing_had_happened(fin
     assert steps == list(range(1, 241)), "the curve has gaps or doubles"
     killed = [run for run in runs if "mlflow.parentRunId" not in run.data.tags and run.info.status == "KILLED"]
     assert len(killed) == 3
+    with contextlib.closing(sqlite3.connect(f"file:{home.home}/prefect/prefect.db?mode=ro", uri=True)) as connection:
+        flows = [state for (state,) in connection.execute("select state_name from flow_run order by created")]
+        tasks = {state for (state,) in connection.execute("select distinct state_name from task_run")}
+    assert flows == ["Crashed", "Crashed", "Crashed", "Completed"]
+    assert tasks == {"Completed", "Reused", "Crashed"}, "a task of a run that died is still shown as running"
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -183,3 +185,24 @@ def told(new_home, tmp_path_factory) -> Bench:
     bench.artifacts = bench.chain()
     bench.tracking.end_pipeline("FINISHED", {"bits_per_byte": 1.3}, bench.artifacts["evaluation-base"].path / "report")
     return bench
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(any_mlflow_server, new_home):
+    """A real server, started with a database that is made already."""
+    shutil.copy(new_home / "mlflow.db", any_mlflow_server.folder / "mlflow.db")
+    any_mlflow_server.start()
+    return any_mlflow_server
+
+
+@pytest.fixture
+def served(mlflow_server, tmp_path, monkeypatch) -> Iterator[Bench]:
+    """A home whose MLflow is a server; what a test left there is put aside."""
+    for name, value in mlflow_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bench = Bench(tmp_path / "home")
+    yield bench
+    for name in bench.registry.names():
+        bench.client.delete_registered_model(name)
+    if experiment := bench.client.get_experiment_by_name("docs-gpt"):
+        bench.client.rename_experiment(experiment.experiment_id, f"docs-gpt {uuid.uuid4().hex}")

@@ -1,9 +1,12 @@
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -166,10 +169,140 @@ def test_an_unreachable_registry_is_waited_for_and_then_one_sentence_says_so(ben
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("GPTCORE_REGISTRY_PATIENCE", "0.5")
     away = type(bench)(bench.home)
     started = time.monotonic()
     with pytest.raises(RegistryError, match="the next gptcore run will only register"):
-        away.registry.register(away.tracking, load_artifact(base.path), {"metrics": {}}, patience=0.5)
+        away.registry.register(away.tracking, load_artifact(base.path), {"metrics": {}})
     with pytest.raises(RegistryError, match="check MLFLOW_TRACKING_URI"):
         away.registry.versions("docs-gpt")
     assert time.monotonic() - started < 10
+
+
+# Another process's promotion: (home, version, whether it is killed between the two changes of alias).
+PROMOTE = """
+import os, signal, sys
+from pathlib import Path
+from tasks.registry import Registry
+
+registry = Registry(Path(sys.argv[1]))
+client = registry.connection.client
+change = client.set_registered_model_alias
+
+def change_once(*arguments):
+    change(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[3] == "killed":
+    client.set_registered_model_alias = change_once
+print("ready", flush=True)
+sys.stdin.readline()
+registry.promote("docs-gpt", int(sys.argv[2]), f"process {sys.argv[2]}")
+"""
+
+
+def promotion(bench, version: int, killed: str = "") -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROMOTE, str(bench.home), str(version), killed],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen) -> None:
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_a_process_that_is_killed_between_the_two_changes_of_alias_leaves_work_for_the_next_command(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    process = promotion(two, 2, "killed")
+    go(process)
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert aliases(two) == {1: ("champion", "previous"), 2: ()}, "half done"
+    between = datetime.now(UTC)
+    history = two.registry.history("docs-gpt")
+    assert aliases(two) == {1: ("previous",), 2: ("champion",)}
+    assert [(entry["from"], entry["to"], entry["done"]) for entry in history] == [(None, 1, True), (1, 2, True)]
+    assert two.said == ["docs-gpt: completed the change of champion to version 2 that was cut short"]
+    assert two.registry.champion_at("docs-gpt", between) == 1, "it was not champion before the change was completed"
+    assert two.registry.champion_at("docs-gpt", datetime.now(UTC)) == 2
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_promote_at_once_both_are_remembered_and_one_is_champion(two):
+    processes = [promotion(two, version) for version in (1, 2)]
+    for process in processes:
+        go(process)
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    history = two.registry.history("docs-gpt")
+    assert sorted(entry["to"] for entry in history) == [1, 2]
+    assert history[1]["from"] == history[0]["to"]
+    assert aliases(two) == {history[0]["to"]: ("previous",), history[1]["to"]: ("champion",)}
+
+
+def test_a_second_rollback_takes_the_first_one_back(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    two.registry.promote("docs-gpt", 2, "better")
+    assert two.registry.rollback("docs-gpt", "riddles").version == 1
+    assert two.registry.rollback("docs-gpt", "riddles were right").version == 2
+    assert aliases(two) == {1: ("previous",), 2: ("champion",)}
+    assert [entry["to"] for entry in two.registry.history("docs-gpt")] == [1, 2, 1, 2]
+
+
+def test_the_history_answers_in_every_time_zone(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    moment = datetime.now(UTC)
+    two.registry.promote("docs-gpt", 2, "better")
+    for hours in (-11, 0, 9):
+        there = moment.astimezone(timezone(timedelta(hours=hours)))
+        assert two.registry.champion_at("docs-gpt", there) == 1
+        assert two.registry.champion_at("docs-gpt", there + timedelta(days=1)) == 2
+        assert two.registry.champion_at("docs-gpt", there - timedelta(days=1)) is None
+    assert two.registry.champion_at("docs-gpt", moment.astimezone().replace(tzinfo=None)) == 1, "without a zone it is local"
+
+
+def test_an_alias_that_was_deleted_elsewhere_is_noted_and_a_rollback_still_works(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    two.registry.promote("docs-gpt", 2, "better")
+    two.client.delete_registered_model_alias("docs-gpt", "champion")
+    assert two.registry.history("docs-gpt")[-1]["to"] is None
+    assert two.said == ["docs-gpt: the champion was changed elsewhere, from version 2 to none"]
+    assert two.registry.champion_at("docs-gpt", datetime.now(UTC)) is None
+    with pytest.raises(ModelNotFoundError, match="docs-gpt/2"):
+        two.registry.find("docs-gpt")
+    assert two.registry.rollback("docs-gpt", "somebody has to answer").version == 1
+    assert aliases(two) == {1: ("champion",), 2: ()}, "it is not the champion before itself"
+    assert [(entry["from"], entry["to"]) for entry in two.registry.history("docs-gpt")][2:] == [(2, None), (None, 1)]
+
+
+def test_a_champion_made_elsewhere_of_a_version_that_was_never_judged_counts(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    two.client.set_registered_model_alias("docs-gpt", "champion", "2")
+    assert "verdict" not in two.registry.champion("docs-gpt").evidence
+    assert two.registry.promote("docs-gpt", 1, "back").version == 1
+    changes = [(entry["from"], entry["to"], entry["reason"]) for entry in two.registry.history("docs-gpt")]
+    assert changes == [(None, 1, "the first version"), (1, 2, "changed elsewhere"), (2, 1, "back")]
+    assert aliases(two) == {1: ("champion",), 2: ("previous",)}
+
+
+def test_a_version_that_was_deleted_elsewhere_cannot_be_promoted_and_blocks_nothing(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    intent = {"from": 1, "to": 2, "reason": "better", "forced": False, "user": None, "done": False}
+    two.client.set_registered_model_tag("docs-gpt", "gptcore.history.2999-01-01T00:00:00.000000Z", json.dumps(intent))
+    two.client.delete_model_version("docs-gpt", "2")
+    with pytest.raises(ModelNotFoundError, match="docs-gpt has no version 2; it has: 1"):
+        two.registry.promote("docs-gpt", 2, "better")
+    assert two.registry.history("docs-gpt")[-1]["abandoned"]
+    assert two.registry.champion("docs-gpt").version == 1
+    two.registry.register(two.tracking, two.weights(1), {"metrics": {}})
+    two.client.delete_model_version("docs-gpt", "1")
+    assert two.registry.promote("docs-gpt", 3, "the last one left").aliases == ("champion",)
+
+
+def test_a_version_that_gptcore_did_not_register_is_listed_and_not_opened(two):
+    two.client.create_model_version("docs-gpt", (two.home / "mlartifacts" / "foreign").as_uri())
+    assert two.registry.find("docs-gpt/3").digest == ""
+    with pytest.raises(ModelNotFoundError, match="docs-gpt/3 was not registered by gptcore"):
+        two.registry.resolve("docs-gpt/3")
