@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flows.chain import Chain
-from gptcore.artifacts import Artifact, Recipe, Store, circumstances, differences, sha256_file
-from gptcore.config import PipelineConfig
-from gptcore.errors import ArtifactError
+from gptcore.artifacts import REPORT, Artifact, Recipe, Store, circumstances, differences, sha256_file
+from gptcore.config import FilesSource, PipelineConfig
+from gptcore.errors import ArtifactError, SourceError
 from gptcore.record import Manifest, Record, is_training
 from gptcore.training.job import Resolved
 from tasks.run import Run, Silent
@@ -37,6 +37,11 @@ class _Rehearsal(Run):
     def stage(self, recipe: Recipe, *_: Any, **__: Any) -> Artifact:
         """Nothing is built."""
         self.recipes[recipe.stage] = recipe
+        if recipe.stage not in self.record.manifests:
+            raise ArtifactError(
+                f"this version of gptcore needs {recipe.stage} to make {self.record.target}, which its record does not hold: "
+                "check out the commit that the record names and try again"
+            )
         digest = self.record.manifests[recipe.stage]["digest"]
         return Artifact(recipe.stage, recipe.name, self.record.folders[recipe.stage], recipe.fingerprint, digest)
 
@@ -52,7 +57,10 @@ def _damage(record: Record, store: Store) -> list[Change]:
     if folder.is_relative_to(store.home / "cache"):
         return [Change("its files are not in the store any more, MLflow has the record", "note")]
     wrong = [name for name, entry in files.items() if not _is(folder / name, entry)]
-    return [Change(f"{folder / name} is not the file that was published", "stops") for name in wrong]
+    return [
+        Change(f"{folder / name} is not the file that was published", "note" if name.startswith(f"{REPORT}/") else "stops")
+        for name in wrong
+    ]
 
 
 def _is(file: Path, entry: Mapping[str, Any]) -> bool:
@@ -62,7 +70,11 @@ def _is(file: Path, entry: Mapping[str, Any]) -> bool:
 def _in_the_recipes(record: Record, config: PipelineConfig, store: Store) -> list[Change]:
     """Sources that changed, and stages that today's code makes another way."""
     rehearsal = _Rehearsal(store, record)
-    Chain(rehearsal, config).noun(record.last)
+    try:
+        Chain(rehearsal, config).noun(record.last)
+    except SourceError as error:
+        where = f"; its record's paths begin in the working folder, {Path.cwd()}" if _has_relative_paths(config) else ""
+        raise SourceError(f"{record.target} of {record.name} cannot be rebuilt: {error}{where}") from error
     changes: dict[str, Change] = {}
     for stage, recipe in rehearsal.recipes.items():
         manifest = record.manifests[stage]
@@ -77,6 +89,12 @@ def _in_the_recipes(record: Record, config: PipelineConfig, store: Store) -> lis
                 change = Change(f"{stage}: {text}", "doubt")
             changes.setdefault(change.what, change)
     return list(changes.values())
+
+
+def _has_relative_paths(config: PipelineConfig) -> bool:
+    sources = [*config.corpus.sources, *(task.source for task in config.tasks)]
+    paths = [Path(path).expanduser() for source in sources if isinstance(source, FilesSource) for path in source.paths]
+    return not all(path.is_absolute() for path in paths)
 
 
 def _in_the_circumstances(record: Record) -> list[Change]:

@@ -15,8 +15,8 @@ from flows.chain import Chain
 from flows.changes import Change, recorded_answers, what_changed
 from flows.lookup import Registry, find_artifact
 from flows.server import set_default_environment
-from gptcore.artifacts import Artifact, Store, load_artifact
-from gptcore.errors import ArtifactError, DiskFullError
+from gptcore.artifacts import Artifact, Store
+from gptcore.errors import ArtifactError, CorruptArtifactError, DiskFullError
 from gptcore.record import Record, read_record
 from gptcore.scratch import scratch_folder
 from tasks.records import Records
@@ -124,7 +124,7 @@ def reproduce(
     watcher.say(f"{what} is {record.target} of {record.name}, {record.manifests[record.target]['digest'][:12]}")
     config = record.config()
     answers, missing = recorded_answers(record)
-    changes = [*what_changed(record, config, store), *missing]
+    changes = [*_served(what, store.home, registry), *what_changed(record, config, store), *missing]
     found = Reproduction(what, record, changes)
     if check or (found.stopped and not anyway):
         return found
@@ -146,23 +146,37 @@ def reproduce(
 def find_record(what: str, home: Path, registry: Registry) -> Record:
     """The record of a model, an artifact or the newest artifact of a stage, with its evaluation where there is one."""
     records = Records(home)
-    if Path(what).is_dir() or (home / "store" / what).is_dir():
+    if (version := _version(what, home, registry)) is None:
         folder: Path | None = find_artifact(what, home, registry)
     else:
-        version = registry().find(what)
         folder = records.find(version.digest)
-        if folder is None:
-            raise ArtifactError(
-                f"the record of {what} ({version.digest[:12]}) is neither in the store of {home} nor in MLflow: "
-                "it cannot be rebuilt; train it anew with gptcore run"
-            )
-    assert folder is not None
+    if folder is None:
+        raise ArtifactError(
+            f"the record of {what} is neither in the store of {home} nor in MLflow: it cannot be rebuilt; "
+            "train it anew with gptcore run"
+        )
     record = read_record(folder, records.find)
     evaluated = record.evaluated_by()
     if evaluated is not None and evaluated[0] not in record.manifests:
         evaluation = records.find_evaluation(*evaluated)
         record = record if evaluation is None else record.with_evaluation(evaluation)
     return record
+
+
+def _version(what: str, home: Path, registry: Registry) -> Any:
+    """The registered version that a person named; None for an artifact's path and the name of a stage."""
+    return None if Path(what).is_dir() or (home / "store" / what).is_dir() else registry().find(what)
+
+
+def _served(what: str, home: Path, registry: Registry) -> list[Change]:
+    """Whether MLflow hands out other files for a registered version than those that were registered."""
+    if (version := _version(what, home, registry)) is None:
+        return []
+    try:
+        registry().check_served(version)
+    except CorruptArtifactError as error:
+        return [Change(str(error).partition(";")[0], "stops")]
+    return []
 
 
 # ------------------------------------------------------------------------------------------------------ compare --
@@ -226,7 +240,9 @@ def _numbers(record: Record, rebuilt: Mapping[str, Artifact]) -> list[MetricRow]
     for stage, artifact in rebuilt.items():
         if stage.startswith("evaluation-"):
             recorded = record.manifests[stage]["numbers"]
-            for metric, entry in read_results(load_artifact(artifact.path).path)["metrics"].items():
+            for metric, entry in read_results(artifact.path)["metrics"].items():
+                if metric not in recorded:
+                    continue
                 ours = (metric, float(recorded[metric]), entry["value"], entry["low"], entry["high"])
                 beside = entry["baselines"].items() or [(None, {"value": None})]
                 rows += [MetricRow(*ours, name, other["value"]) for name, other in beside]

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptcore.artifacts import MANIFEST, read_manifest
+from gptcore.artifacts import MANIFEST, REPORT, read_manifest
 from gptcore.errors import RegistryError
 from gptcore.lineage import Lineage
-from gptcore.record import is_training
 from tasks.breaker import root_cause
 from tasks.tracking import Connection
 
-_RESOLVED = "report/resolved.json"
+_RESOLVED = f"{REPORT}/resolved.json"
 
 
 class Records:
@@ -51,7 +50,7 @@ class Records:
                 client.download_artifacts(run.info.run_id, MANIFEST, str(folder))
                 manifest = read_manifest(folder)
                 if all(manifest.get(key) == value for key, value in wanted.items()):
-                    if is_training(manifest["stage"]):
+                    if any(entry.path == _RESOLVED for entry in client.list_artifacts(run.info.run_id, REPORT)):
                         client.download_artifacts(run.info.run_id, _RESOLVED, str(folder))
                     return folder
         except Exception as error:  # as in Breaker: no list is complete
