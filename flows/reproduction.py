@@ -90,7 +90,7 @@ class Reproduction:
         if not different and self.stopped:
             return f"the record gives the recorded digests, bit by bit, but {because}"
         if not different:
-            told = f"bit-equal: all {len(self.stages)} stages of {self.what} came out with the recorded digests"
+            told = f"bit-equal: {_stages(len(self.stages))} of {self.what} came out as recorded"
             return f"{told}, although {because}" if because else told
         first = f"the first stage that differs is {different[0].stage} ({different[0].differs})"
         if self.metrics and all(row.low <= row.recorded <= row.high for row in self.metrics):
@@ -138,6 +138,10 @@ def reproduce(
         stages = [_compare(record, artifact) for artifact in run.artifacts.values()]
         metrics = _numbers(record, run.artifacts)
     return Reproduction(what, record, changes, stages, metrics, time.monotonic() - started, scratch if keep else None)
+
+
+def _stages(count: int) -> str:
+    return "the one stage" if count == 1 else f"all {count} stages"
 
 
 # ------------------------------------------------------------------------------------------------------- record --

@@ -76,8 +76,8 @@ class Record:
                 values[section] = dict(self.manifests[section]["settings"])
         if "corpus" not in values:  # examples alone
             values["corpus"] = {"sources": [task["source"] for task in values["tasks"]]}
-        elif split := values["corpus"].pop("split", None):
-            values["split"] = split
+        values["split"] = next(m["settings"]["split"] for m in self.manifests.values() if "split" in m["settings"])
+        values["corpus"].pop("split", None)
         base = self.manifests.get("base")
         values |= base["settings"] if base is not None else self._context()
         values["training"] = _training(base)

@@ -79,11 +79,16 @@ def test_shards_come_out_with_the_recorded_digests_and_nothing_stays_behind(home
     before = sorted(home.rglob("store/**/*"))
     found = of_shards(home)
     assert found.equal
-    assert found.verdict == "bit-equal: all 4 stages of shards came out with the recorded digests"
+    assert found.verdict == "bit-equal: all 4 stages of shards came out as recorded"
     assert [row.stage for row in found.stages] == ["examples-summarize", "corpus", "tokenizer", "shards"]
     assert found.changes == []
     assert sorted(home.rglob("store/**/*")) == before
     assert [path for path in (home / "scratch").iterdir() if path.is_dir()] == []
+
+
+def test_examples_alone_come_out_too(home):
+    found = reproduce("examples-summarize", Store(home), no_registry, Silent())
+    assert found.verdict == "bit-equal: the one stage of examples-summarize came out as recorded"
 
 
 def test_what_was_rebuilt_can_be_kept_as_a_home_of_its_own(home):
