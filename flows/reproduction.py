@@ -120,11 +120,12 @@ def reproduce(
     Neither store nor registry are written to. Raises `ArtifactError` when a part of the record is missing.
     """
     set_default_environment()
-    record = find_record(what, store.home, registry)
+    version = _version(what, store.home, registry)
+    record = find_record(what, version, store.home, registry)
     watcher.say(f"{what} is {record.target} of {record.name}, {record.manifests[record.target]['digest'][:12]}")
     config = record.config()
     answers, missing = recorded_answers(record)
-    changes = [*_served(what, store.home, registry), *what_changed(record, config, store), *missing]
+    changes = [*_served(version, registry), *what_changed(record, config, store), *missing]
     found = Reproduction(what, record, changes)
     if check or (found.stopped and not anyway):
         return found
@@ -147,13 +148,15 @@ def _stages(count: int) -> str:
 # ------------------------------------------------------------------------------------------------------- record --
 
 
-def find_record(what: str, home: Path, registry: Registry) -> Record:
-    """The record of a model, an artifact or the newest artifact of a stage, with its evaluation where there is one."""
+def _version(what: str, home: Path, registry: Registry) -> Any:
+    """The registered version that a person named; None for an artifact's path and the name of a stage."""
+    return None if Path(what).is_dir() or (home / "store" / what).is_dir() else registry().find(what)
+
+
+def find_record(what: str, version: Any, home: Path, registry: Registry) -> Record:
+    """The record of a registered version, or of an artifact or a stage's newest one, with its evaluation where there is one."""
     records = Records(home)
-    if (version := _version(what, home, registry)) is None:
-        folder: Path | None = find_artifact(what, home, registry)
-    else:
-        folder = records.find(version.digest)
+    folder = find_artifact(what, home, registry) if version is None else records.find(version.digest)
     if folder is None:
         raise ArtifactError(
             f"the record of {what} is neither in the store of {home} nor in MLflow: it cannot be rebuilt; "
@@ -167,14 +170,9 @@ def find_record(what: str, home: Path, registry: Registry) -> Record:
     return record
 
 
-def _version(what: str, home: Path, registry: Registry) -> Any:
-    """The registered version that a person named; None for an artifact's path and the name of a stage."""
-    return None if Path(what).is_dir() or (home / "store" / what).is_dir() else registry().find(what)
-
-
-def _served(what: str, home: Path, registry: Registry) -> list[Change]:
+def _served(version: Any, registry: Registry) -> list[Change]:
     """Whether MLflow hands out other files for a registered version than those that were registered."""
-    if (version := _version(what, home, registry)) is None:
+    if version is None:
         return []
     try:
         registry().check_served(version)

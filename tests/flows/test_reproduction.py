@@ -163,9 +163,8 @@ def test_another_library_and_another_stage_version_are_told_before_anything_is_r
 
 def test_the_record_of_a_model_is_complete_and_nothing_has_changed(finished):
     home = finished.home.home
-    for name in ("tiny-gpt@champion", "tiny-gpt-classify/1"):
-        found = reproduce(name, Store(home), lambda: Registry(home), Silent(), check=True)
-        assert found.verdict == "not rebuilt; nothing has changed"
+    found = reproduce("tiny-gpt-classify/1", Store(home), lambda: Registry(home), Silent(), check=True)
+    assert found.verdict == "not rebuilt; nothing has changed"
     assert set(found.record.manifests) == {
         "examples-summarize", "examples-classify", "corpus", "tokenizer", "shards", "base", "shards-classify",
         "finetune-classify", "evaluation-classify",
