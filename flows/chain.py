@@ -3,7 +3,7 @@
 from functools import cached_property
 
 from gptcore.artifacts import Artifact
-from gptcore.config import PipelineConfig
+from gptcore.config import PipelineConfig, TaskConfig
 from tasks.base import train_base
 from tasks.corpus import prepare_corpus, prepare_examples
 from tasks.evaluation import evaluate
@@ -49,20 +49,40 @@ class Chain:
     @cached_property
     def models(self) -> dict[str, Artifact]:
         """The base, and for each task the base trained further on its rows."""
-        models, run, model = {"base": self.base}, self.run, self.config.model
-        for task in self.config.tasks:
-            examples = self.examples[task.name]
-            rows = encode_examples(run, self.name, task, model, examples, self.tokenizer)
-            models[task.name] = finetune(run, self.name, task, model, self.base, examples, rows)
-        return models
+        return {"base": self.base} | {task.name: self.task_model(task) for task in self.config.tasks}
+
+    def task_shards(self, task: TaskConfig) -> Artifact:
+        """The rows of one task as token ids."""
+        return encode_examples(self.run, self.name, task, self.config.model, self.examples[task.name], self.tokenizer)
+
+    def task_model(self, task: TaskConfig) -> Artifact:
+        """The base trained further on the rows of one task."""
+        rows = self.task_shards(task)
+        return finetune(self.run, self.name, task, self.config.model, self.base, self.examples[task.name], rows)
 
     @cached_property
     def evaluations(self) -> dict[str, Artifact]:
         """Each model on its own test set."""
-        return {
-            what: evaluate(self.run, self.name, self.config.evaluation, model, self._test_set(what))
-            for what, model in self.models.items()
-        }
+        return {what: self.evaluation(what, model) for what, model in self.models.items()}
+
+    def evaluation(self, what: str, model: Artifact) -> Artifact:
+        """One model, the base or a task's, on its test set."""
+        return evaluate(self.run, self.name, self.config.evaluation, model, self._test_set(what))
+
+    def noun(self, stage: str) -> Artifact:
+        """The artifact of a stage; nothing is built that it is not made of."""
+        task = next((task for task in self.config.tasks if stage.endswith(f"-{task.name}")), None)
+        kind = stage if task is None else stage.removesuffix(f"-{task.name}")
+        if kind == "evaluation-base":
+            return self.evaluation("base", self.base)
+        if task is None:
+            noun: Artifact = getattr(self, kind)
+            return noun
+        if kind == "examples":
+            return self.examples[task.name]
+        if kind == "evaluation":
+            return self.evaluation(task.name, self.task_model(task))
+        return self.task_shards(task) if kind == "shards" else self.task_model(task)
 
     def promote(self) -> Outcome:
         """Register every model, promote what is better, and write the page for the whole run."""

@@ -55,4 +55,4 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
 
 def plan_run() -> Run:
     """A run that builds nothing and notes what it would do."""
-    return Run(Store(home_folder()), Silent(), rebuild=OPTIONS.get().rebuild)
+    return Run(Store(home_folder()), Silent(), rebuild=OPTIONS.get().rebuild, planning=True)

@@ -235,6 +235,31 @@ def _moment(text: str) -> str:
     return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+def reproduction_table(found: Mapping[str, Any]) -> Group:
+    """What a reproduction found: digest by digest, number by number, and the verdict."""
+    parts: list[Any] = []
+    if found["stages"]:
+        stages = _table("stage", "recorded", "rebuilt", "")
+        for row in found["stages"]:
+            same = row["recorded"] == row["rebuilt"]
+            told = Text("equal", "green") if same else Text(row["differs"], "red")
+            stages.add_row(row["stage"], row["recorded"][:12], row["rebuilt"][:12], told)
+        parts.append(stages)
+    if found["metrics"]:
+        numbers = _table("metric", "recorded", "rebuilt", "95 % interval", "beside it", "")
+        for row in found["metrics"]:
+            ours = [f"{row[key]:.4f}" for key in ("recorded", "rebuilt")]
+            beside = (row["baseline"], f"{row['baseline_value']:.4f}") if row["baseline"] else ("", "")
+            numbers.add_row(row["metric"], *ours, f"{row['low']:.4f} – {row['high']:.4f}", *beside)
+        parts.append(numbers)
+    for change in () if found["stages"] else found["changed"]:  # told before the long work
+        parts.append(Text(f"changed since: {change['what']}", "dim" if change["weight"] == "note" else "yellow"))
+    if found["scratch"]:
+        parts.append(Text(f"What was rebuilt is kept: GPTCORE_HOME={found['scratch']}", overflow="fold"))
+    parts.append(Text(found["verdict"], "bold green" if found["equal"] else "bold"))
+    return Group(*parts)
+
+
 def facts_table(facts: Mapping[str, Any]) -> Table:
     """Nested facts, a line each."""
     table = _table("", "")

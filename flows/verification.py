@@ -15,6 +15,7 @@ from flows.terminal import Terminal
 from gptcore.artifacts import Store, home_folder, read_manifest, sha256_file
 from gptcore.config import PipelineConfig
 from gptcore.errors import ArtifactError, TrainingError
+from gptcore.scratch import scratch_folder
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import Follower
 from gptcore.training.process import run_training
@@ -25,8 +26,7 @@ def verify_resume(config: PipelineConfig, kills: int, seed: int, terminal: Termi
     set_default_environment()
     store = Store(home_folder())
     job = _job(store, config)
-    scratch = store.home / "scratch" / f"verify-resume-{time.time_ns()}"
-    try:
+    with scratch_folder(store.home, "verify-resume") as scratch:
         straight = Run(scratch / "straight")
         terminal.say("[bold]training straight[/bold]")
         terminal.stage("straight")
@@ -34,8 +34,6 @@ def verify_resume(config: PipelineConfig, kills: int, seed: int, terminal: Termi
         killed = Run(scratch / "killed")
         done = _with_kills(killed, straight, job, kills, random.Random(seed), terminal)
         digests = [sha256_file(run.model / "model.safetensors") for run in (straight, killed)]
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return {"straight": digests[0], "killed": digests[1], "equal": digests[0] == digests[1], "kills": done}
 
 

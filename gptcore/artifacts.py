@@ -150,7 +150,7 @@ class Store:
         if (self.address(recipe) / MANIFEST).is_file():
             return Decision("reuse", "nothing changed")
         newest = self.newest(recipe.stage, recipe.name)
-        why = "never built" if newest is None else _difference(newest, recipe)
+        why = "never built" if newest is None else "changed: " + "; ".join(differences(newest, recipe))
         if any((self.workspace(recipe) / "checkpoints").glob("step-*")):
             return Decision("resume", f"{why}; unfinished, continues from its last checkpoint")
         return Decision("build", why)
@@ -280,14 +280,13 @@ def _write_manifest(folder: Path, recipe: Recipe, numbers: Numbers, seconds: flo
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-    content = {name: entry["sha256"] for name, entry in files.items() if not name.startswith(f"{REPORT}/")}
     manifest = {
         "schema": SCHEMA,
         "stage": recipe.stage,
         "name": recipe.name,
         "version": recipe.version,
         "fingerprint": recipe.fingerprint,
-        "digest": digest_of(content),
+        "digest": content_digest(files),
         "settings": recipe.settings,
         "inputs": recipe.inputs,
         "numbers": numbers,
@@ -295,11 +294,23 @@ def _write_manifest(folder: Path, recipe: Recipe, numbers: Numbers, seconds: flo
         "built_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(seconds, 3),
         "builds": builds,  # more than one: those before it failed or were killed
+        **circumstances(),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The digest of an artifact from the `files` of its manifest; `report/` stays out of it."""
+    return digest_of({name: entry["sha256"] for name, entry in files.items() if not name.startswith(f"{REPORT}/")})
+
+
+def circumstances() -> dict[str, Any]:
+    """What a manifest says about where it was built: git_commit, machine, libraries."""
+    return {
         "git_commit": _git_commit(),
         "machine": {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()},
         "libraries": _libraries(),
     }
-    write_json(folder / MANIFEST, manifest)
 
 
 @cache
@@ -325,8 +336,8 @@ def _libraries() -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------- explaining --
 
 
-def _difference(manifest: Mapping[str, Any], recipe: Recipe) -> str:
-    """What differs between the newest artifact of a name and the recipe at hand, in one line."""
+def differences(manifest: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """What differs between an artifact and a recipe: its stage's version, settings, inputs."""
     changes = []
     if manifest["version"] != recipe.version:
         changes.append(f"stage version {manifest['version']} -> {recipe.version}")
@@ -335,8 +346,7 @@ def _difference(manifest: Mapping[str, Any], recipe: Recipe) -> str:
         if old.get(key) != new.get(key):
             changes.append(f"{key}: {old.get(key)} -> {new.get(key)}")
     inputs = manifest["inputs"].keys() | recipe.inputs.keys()
-    changes += [f"input {key}" for key in sorted(inputs) if manifest["inputs"].get(key) != recipe.inputs.get(key)]
-    return "changed: " + "; ".join(changes) if changes else "changed"
+    return changes + [f"input {key}" for key in sorted(inputs) if manifest["inputs"].get(key) != recipe.inputs.get(key)]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -60,6 +60,9 @@ def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifac
         if recipe.stage in run.rebuild:
             shutil.rmtree(workspace.folder, ignore_errors=True)
         before = len(read_attempts(workspace.attempts))
+        if recipe.stage in run.answers and workspace.resolved() is None:
+            workspace.folder.mkdir(parents=True, exist_ok=True)
+            workspace.write(run.answers[recipe.stage])
         if not (workspace.model / "model.safetensors").exists():
             run_training(workspace, job, follow)
         # Moved, not copied: should a kill come before publishing, the last checkpoint gives the same model again.

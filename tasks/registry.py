@@ -317,8 +317,20 @@ class Registry:
                 return artifact.path / "model"
         return self._download(version)
 
+    def check_served(self, version: Version) -> None:
+        """Compare the files that MLflow serves for a version with those that were registered.
+
+        Raises `CorruptArtifactError` when they differ and `RegistryError` when they cannot be fetched.
+        """
+        shutil.rmtree(self._cached(version), ignore_errors=True)  # what was fetched before says nothing about now
+        self._download(version)
+        shutil.rmtree(self._cached(version))
+
+    def _cached(self, version: Version) -> Path:
+        return self.home / "cache" / "models" / f"{version.name}-{version.version}-{version.digest[:12]}"
+
     def _download(self, version: Version) -> Path:
-        folder = self.home / "cache" / "models" / f"{version.name}-{version.version}-{version.digest[:12]}"
+        folder = self._cached(version)
         if folder.is_dir() and _digest_of_files(folder / "model") == version.evidence.get("model_digest"):
             return folder / "model"
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from prefect.states import Completed
 
 from gptcore.artifacts import Artifact, Decision, Numbers, Recipe, Store
 from gptcore.errors import TrainerDied
+from gptcore.training.job import Resolved
 from tasks.tracking import Tracking
 
 Parameters = ParamSpec("Parameters")
@@ -62,7 +63,7 @@ class Run:
     store: Store
     watcher: Watcher
     tracking: Tracking | None = None
-    """None while planning."""
+    """None: nothing is told to MLflow."""
     rebuild: frozenset[str] = frozenset()
     """Stages to build although they are there."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -73,11 +74,10 @@ class Run:
     """The headline numbers, once they are known."""
     results: Path | None = None
     """Folder of the results page, once it is written."""
-
-    @property
-    def planning(self) -> bool:
-        """Whether nothing is built."""
-        return self.tracking is None
+    planning: bool = False
+    """Nothing is built; the run notes what would be."""
+    answers: Mapping[str, Resolved] = field(default_factory=dict)
+    """Stage -> what its training shall not decide anew, such as the steps that its minutes were worth."""
 
     def stage(
         self,
@@ -90,13 +90,14 @@ class Run:
     ) -> Artifact:
         """Build or reuse the artifact of `recipe` and see to it that MLflow knows; inputs are verified before building."""
         force = recipe.stage in self.rebuild
-        if self.tracking is None:
+        if self.planning:
             artifact = self._planned(recipe, force)
         elif not force and (found := self.store.find(recipe)) is not None:
             artifact = found
-            self.tracking.reuse_stage(artifact)
+            if self.tracking is not None:
+                self.tracking.reuse_stage(artifact)
         else:
-            artifact = self._built(self.tracking, recipe, make, inputs, evaluated, resumable, force)
+            artifact = self._built(recipe, make, inputs, evaluated, resumable, force)
         self.artifacts[recipe.stage] = artifact
         self.watcher.done(artifact)
         return artifact
@@ -116,7 +117,6 @@ class Run:
 
     def _built(
         self,
-        tracking: Tracking,
         recipe: Recipe,
         make: Callable[[Path], Numbers],
         inputs: Sequence[Artifact],
@@ -125,13 +125,14 @@ class Run:
         force: bool,
     ) -> Artifact:
         self.watcher.stage(recipe.stage)
-        building = False
+        building, tracking = False, self.tracking
 
         def build(folder: Path) -> Numbers:
             # Under the artifact's lock: whoever only waits for another run's build has no run of its own in MLflow.
             nonlocal building
             building = True
-            tracking.start_stage(recipe)
+            if tracking is not None:
+                tracking.start_stage(recipe)
             for artifact in inputs:
                 self.store.verify_once(artifact)
             return make(folder)
@@ -139,12 +140,12 @@ class Run:
         try:
             artifact = self.store.build(recipe, build, force=force)
         except BaseException as error:
-            if building:
+            if building and tracking is not None:
                 tracking.fail_stage(recipe, error, resumable=resumable)
             raise
-        if building:
+        if tracking is not None and building:
             tracking.finish_stage(artifact, evaluated)
-        else:
+        elif tracking is not None:
             tracking.reuse_stage(artifact)
         return artifact
 

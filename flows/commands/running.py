@@ -3,19 +3,15 @@
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import Config, Json, Overrides, Rebuild, Seed, Text, check_stages, read_settings
+from flows.commands.common import Config, Json, Overrides, Rebuild, Seed, Text, check_stages, interruptible, read_settings
 from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig
-from gptcore.errors import Interrupted
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
@@ -53,7 +49,8 @@ def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str
     # The person sees one message; Prefect's own log, with the traceback, is in its UI.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     home = open_home(home_folder())
-    with _interruptible(), private_server(home) as server:
+    told = "interrupted; what was finished and the last checkpoint are kept, run again to go on"
+    with interruptible(told), private_server(home) as server:
         os.environ.update(server.client_environment())
         from flows.pipeline import pipeline  # imports prefect, while the server starts
         from flows.session import OPTIONS, Options
@@ -66,22 +63,6 @@ def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str
         mark_dead_flow_runs(home)
         OPTIONS.set(Options(watcher, rebuild))
         return pipeline(settings)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, after the trainer has saved, and both end it with one sentence."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted("interrupted; what was finished and the last checkpoint are kept, run again to go on") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()

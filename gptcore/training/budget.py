@@ -59,6 +59,35 @@ def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolve
     )
 
 
+def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:
+    """The answers of another day or machine, as far as this one can follow them, and in words what is not the same here.
+
+    Without such words equal answers give equal bits on a CPU.
+    """
+    changed: dict[str, object] = {}
+    missing = []
+    if answers.device == "cuda" and not torch.cuda.is_available():
+        missing.append(f"it was trained on {answers.device_name}, and torch sees no NVIDIA card here, so the CPU trains")
+        changed = {"device": "cpu", "device_name": _processor()}
+    else:
+        here = torch.cuda.get_device_name() if answers.device == "cuda" else _processor()
+        if here != answers.device_name:
+            missing.append(f"it was trained on {answers.device_name}, this is {here}")
+        if answers.precision == "bfloat16" and default_dtype(torch.device(answers.device)) != torch.bfloat16:
+            missing.append("it was trained in bfloat16, which this machine has to emulate")
+    cores = len(os.sched_getaffinity(0))
+    if answers.device == "cpu" and answers.threads * answers.processes > cores:
+        missing.append(
+            f"it was trained with {answers.threads} thread(s) in {answers.processes} process(es), here are {cores} cores"
+        )
+    if answers.torch != torch.__version__:
+        missing.append(f"it was trained with torch {answers.torch}, this is {torch.__version__}")
+    if answers.compiled and (reason := _missing_toolchain(str(changed.get("device", answers.device)))) is not None:
+        missing.append(f"it was compiled, which is not possible here: {reason}")
+        changed |= {"compiled": False, "compile_reason": f"eager, because {reason}"}
+    return answers.model_copy(update=changed), missing
+
+
 def decide_compile(wanted: bool | str, device: str, seconds: float | None) -> tuple[bool, str]:
     """Whether to compile a run of about `seconds` (None: unknown), or with "auto" to try it, and why in words."""
     if wanted is False:

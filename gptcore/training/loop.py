@@ -316,7 +316,7 @@ def _resume(trainer: Trainer) -> None:
         trainer.journal.event(trainer.step, "broken_checkpoint", text)
     steps = trainer.resolved.steps
     if found is None and trainer.answered:
-        trainer.journal.event(0, "restarted", f"starts again: there was no checkpoint yet, {steps} steps", steps=steps)
+        trainer.journal.event(0, "restarted", f"starts at step 0 with the answers of resolved.json, {steps} steps", steps=steps)
     if found is not None:
         trainer.journal.event(
             trainer.step, "resumed", f"continues from the checkpoint of step {found.step} of {steps}", steps=steps

@@ -1,8 +1,8 @@
 """Scheduled runs in a row: does anything leak?   python tests/benchmarks/soak.py [RUNS]
 
 A tiny pipeline under `gptcore up`, on a schedule of half a minute. A text is added before every run, so that each builds
-every stage, trains, evaluates and registers. After each run: memory, open files and processes of every service, and what lies in
-the home. The last lines compare the second run with the last one (the first one imports and migrates).
+every stage, trains, evaluates and registers. After each run: memory, open files and processes of every service, and what lies
+in the home. The last lines compare the second run with the last one (the first one imports and migrates).
 """
 
 import json

@@ -72,7 +72,7 @@ class Bench:
         return artifact
 
     def corpus(self, name: str = "docs-gpt") -> Artifact:
-        settings = {"sources": [{"type": "files", "paths": ["a", "b"]}], "min_characters": 50}
+        settings = {"sources": [{"type": "files", "name": "files", "paths": ["a", "b"]}], "min_characters": 50}
         return self.build(Recipe("corpus", name, 1, settings, {"files": "0" * 64}), write_corpus)
 
     def shards(self, corpus: Artifact) -> Artifact:

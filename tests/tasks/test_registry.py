@@ -147,10 +147,13 @@ def test_a_model_that_left_the_store_is_downloaded_and_checked_and_never_execute
     assert (folder / "tokenizer" / "tokenizer.json").exists()
     assert two.registry.resolve("docs-gpt/1") == folder
 
+    two.registry.check_served(two.registry.find("docs-gpt/2"))
     for file in two.home.rglob("mlartifacts/**/model.safetensors"):
         file.write_bytes(b"other weights")
     with pytest.raises(CorruptArtifactError, match="docs-gpt/2"):
         two.registry.resolve("docs-gpt/2")
+    with pytest.raises(CorruptArtifactError, match="docs-gpt/1"):
+        two.registry.check_served(two.registry.find("docs-gpt/1"))  # what was fetched before says nothing about now
 
 
 def test_an_unknown_model_lists_what_there_is(bench):

@@ -1,0 +1,173 @@
+"""The record of an artifact: the manifests of everything it was made of, which together are all the settings of its pipeline.
+
+A manifest holds the settings of its stage and the digests of its inputs. So the manifests from a model down to its sources
+say how to make it again; no settings file is needed, and none that has changed since can mislead.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gptcore.artifacts import Recipe, content_digest, read_manifest
+from gptcore.config import PipelineConfig, parse_config
+from gptcore.errors import ArtifactError
+
+Manifest = Mapping[str, Any]
+Find = Callable[[str], Path | None]
+"""Digest of an artifact -> a folder that holds its `artifact.json` and, of a training, `report/resolved.json`."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How an artifact was made."""
+
+    target: str
+    """Stage of the artifact."""
+    folders: Mapping[str, Path]
+    """Stage -> folder of its `artifact.json`."""
+    manifests: Mapping[str, Manifest]
+    """Stage -> `artifact.json`: the artifact, all it was made of, and its evaluation where there is one."""
+
+    @cached_property
+    def name(self) -> str:
+        """Of the pipeline."""
+        return str(self.manifests[self.target]["name"])
+
+    @property
+    def model(self) -> str | None:
+        """Stage of the model that this is about: the target itself, or what the target is the evaluation of."""
+        stages = [self.target, *(self.manifests[self.target]["inputs"] if self.target.startswith("evaluation-") else ())]
+        return next((stage for stage in stages if is_training(stage)), None)
+
+    @property
+    def last(self) -> str:
+        """Stage that is made of all others: the evaluation where there is one, else the target."""
+        return next((stage for stage in self.manifests if stage.startswith("evaluation-")), self.target)
+
+    @property
+    def sources(self) -> set[str]:
+        """Names of all sources."""
+        return {name for manifest in self.manifests.values() for name in sources_of(manifest)}
+
+    def evaluated_by(self) -> tuple[str, dict[str, str]] | None:
+        """Stage and inputs of the evaluation that belongs to the model: on the test set of its own pipeline."""
+        if self.model is None:
+            return None
+        task = self.model.removeprefix("finetune-")  # of the base: base
+        test_set = "corpus" if task == "base" else f"examples-{task}"
+        return f"evaluation-{task}", {stage: self.manifests[stage]["digest"] for stage in (self.model, test_set)}
+
+    def with_evaluation(self, folder: Path) -> "Record":
+        """The same record with the evaluation whose manifest lies in `folder`."""
+        manifest = read_manifest(folder)
+        stage = str(manifest["stage"])
+        return Record(self.target, {**self.folders, stage: folder}, {**self.manifests, stage: manifest})
+
+    def config(self) -> PipelineConfig:
+        """The settings of the pipeline, as far as they made this artifact.
+
+        Raises `SettingsError` when this version of gptcore does not know one of them.
+        """
+        values: dict[str, Any] = {"name": self.name, "tasks": list(self._tasks())}
+        for section in ("corpus", "tokenizer", "shards"):
+            if section in self.manifests:
+                values[section] = dict(self.manifests[section]["settings"])
+        if "corpus" not in values:  # examples alone
+            values["corpus"] = {"sources": [task["source"] for task in values["tasks"]]}
+        values["split"] = next(m["settings"]["split"] for m in self.manifests.values() if "split" in m["settings"])
+        values["corpus"].pop("split", None)
+        base = self.manifests.get("base")
+        values |= base["settings"] if base is not None else self._context()
+        values["training"] = _training(base)
+        for stage, manifest in self.manifests.items():
+            if stage.startswith("evaluation-"):
+                values["evaluation"] = manifest["settings"]
+        return parse_config(values, f"the record of {self.name}, read by this version of gptcore")
+
+    def _tasks(self) -> Iterator[dict[str, Any]]:
+        """The tasks whose rows are part of it. One that it was not fine-tuned for has no training to speak of."""
+        for stage, manifest in self.manifests.items():
+            if stage.startswith("examples-"):
+                settings = {key: value for key, value in manifest["settings"].items() if key != "split"}
+                yield {**settings, "training": _training(self.manifests.get(stage.replace("examples-", "finetune-")))}
+
+    def _context(self) -> dict[str, Any]:
+        """Of a task's shards alone: the one setting of the model that they know."""
+        shards = next((manifest for stage, manifest in self.manifests.items() if stage.startswith("shards-")), None)
+        return {} if shards is None else {"model": shards["settings"]}
+
+
+def read_record(folder: Path, find: Find) -> Record:
+    """The record of the artifact in `folder`; `find` leads from each input's digest to its manifest.
+
+    Raises `ArtifactError` when a manifest cannot be found or is not the one that was published.
+    """
+    target = str(read_manifest(folder)["stage"])
+    folders: dict[str, Path] = {}
+    manifests: dict[str, Manifest] = {}
+    pending = [folder]
+    while pending:
+        folder = pending.pop()
+        manifest = read_manifest(folder)
+        stage = str(manifest["stage"])
+        if stage in manifests:
+            _check_same(manifests[stage], manifest)
+            continue
+        check_manifest(manifest, folder)
+        folders[stage], manifests[stage] = folder, manifest
+        for name, digest in manifest["inputs"].items():
+            if name not in sources_of(manifest):
+                pending.append(_found(name, digest, manifest, find))
+    return Record(target, folders, manifests)
+
+
+def _found(name: str, digest: str, of: Manifest, find: Find) -> Path:
+    folder = find(digest)
+    if folder is None:
+        raise ArtifactError(
+            f"the record is incomplete: {of['stage']} {of['name']} was made of {name} {digest[:12]}, whose {name} manifest is "
+            "neither in the store nor in MLflow; bring its folder back into the store, or train anew with gptcore run"
+        )
+    return folder
+
+
+def _check_same(one: Manifest, other: Manifest) -> None:
+    if one["digest"] != other["digest"]:
+        raise ArtifactError(
+            f"the record leads to two different artifacts of the stage {one['stage']} ({one['digest'][:12]} and "
+            f"{other['digest'][:12]}): it was made by more than one run of the pipeline, which cannot be rebuilt as one"
+        )
+
+
+def check_manifest(manifest: Manifest, folder: Path) -> None:
+    """Raise `ArtifactError` unless fingerprint and digest follow from what the manifest itself says."""
+    recipe = Recipe(*(manifest[key] for key in ("stage", "name", "version", "settings", "inputs")))
+    digest = content_digest(manifest["files"])
+    for what, said, follows in (
+        ("settings or inputs", manifest["fingerprint"], recipe.fingerprint),
+        ("list of files", manifest["digest"], digest),
+    ):
+        if said != follows:
+            raise ArtifactError(
+                f"the record {folder / 'artifact.json'} was changed after it was published: its {what} are not those of "
+                f"{said[:12]}; put the original back, or train anew with gptcore run"
+            )
+
+
+def is_training(stage: str) -> bool:
+    """Whether a stage trains a model."""
+    return stage == "base" or stage.startswith("finetune-")
+
+
+def sources_of(manifest: Manifest) -> list[str]:
+    """Names of those inputs of an artifact that are sources."""
+    settings = manifest["settings"]
+    sources = [settings["source"]] if "source" in settings else settings.get("sources", ())
+    return [str(source["name"]) for source in sources]
+
+
+def _training(manifest: Manifest | None) -> dict[str, Any]:
+    """The training of a manifest; without one, what nobody asks for. One checkpoint is enough to rebuild."""
+    return {**(manifest["settings"]["training"] if manifest is not None else {"steps": 1}), "keep": 1}
