@@ -91,7 +91,7 @@ class Run:
         force = recipe.stage in self.rebuild
         if self.tracking is None:
             artifact = self._planned(recipe, force)
-        elif not force and (found := self.store.find(recipe)) is not None:
+        elif not force and (found := self.store.find(recipe)) is not None and self.store.note_use(found):
             artifact = found
             self.tracking.reuse_stage(artifact)
         else:
