@@ -33,7 +33,7 @@ import pyarrow
 
 from flows.clean import upkeep
 from flows.relocation import relocate
-from gptcore.artifacts import MANIFEST, SCHEMA, open_home
+from gptcore.artifacts import MANIFEST, SCHEMA, open_home, sync
 from gptcore.errors import ArtifactError, DiskFullError, is_disk_full
 from gptcore.room import check_room
 
@@ -97,16 +97,17 @@ def _write(partial: Path, file: Path, home: Path, snapshot: Path) -> Summary:
     manifest: dict[str, dict[str, Any]] = {}
     partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as raw:
-        with pyarrow.CompressedOutputStream(raw, "zstd") as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
-            schema = json.loads((home / "schema").read_text())
-            _add_json(tar, _HEADER, {"format": FORMAT, "schema": schema, "home": str(home), "created": created})
-            for name, path in _files(home, snapshot):
-                with contextlib.suppress(FileNotFoundError):  # a run took it away meanwhile
-                    manifest[name] = _add(tar, name, path)
-            _add_json(tar, _MANIFEST, manifest)
-        raw.flush()
-        os.fsync(raw.fileno())
+    with (
+        pyarrow.CompressedOutputStream(os.fdopen(handle, "wb"), "zstd") as packed,
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+    ):
+        schema = json.loads((home / "schema").read_text())
+        _add_json(tar, _HEADER, {"format": FORMAT, "schema": schema, "home": str(home), "created": created})
+        for name, path in _files(home, snapshot):
+            with contextlib.suppress(FileNotFoundError):  # a run took it away meanwhile
+                manifest[name] = _add(tar, name, path)
+        _add_json(tar, _MANIFEST, manifest)
+    sync(partial)
     total = sum(entry["size"] for entry in manifest.values())
     return Summary(file, home, len(manifest), total, partial.stat().st_size, created)
 
