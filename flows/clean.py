@@ -21,7 +21,7 @@ from gptcore.retention import Workspace, idle, kept, pinned, removable
 from gptcore.room import freed_by, last_change, size_of
 from tasks.active import active_runs
 from tasks.ledger import Record
-from tasks.registry import Registry
+from tasks.registry import Registry, Version
 
 DAY = 86_400.0
 REMOVED = ".removed"
@@ -77,11 +77,13 @@ def plan_clean(store: Store, registry: Registry, keep_days: float) -> Plan:
     # What a run that lives has used since it began stays, and so does what that was made of.
     since = min([since, *(run.started - 60 for run in active_runs(store.home))])
     nodes = Lineage(store.root).nodes
-    pins = _pins(registry, nodes)
+    versions = _versions(registry, nodes)
+    pins = _pins(registry, versions, nodes)
     used = {node.path: last_use for node in nodes if node.path and (last_use := _used(node.path)) is not None}
     nodes = [node for node in nodes if node.path in used]
     stay = kept(nodes, pins, used, since)
-    found = [_artifact(node, used[node.path]) for node in removable(nodes, stay) if node.path is not None]
+    names = {version.digest: f"{version.name}/{version.version}" for version in versions}
+    found = [_artifact(node, used[node.path], names) for node in removable(nodes, stay) if node.path is not None]
     gone = {removal.path for removal in found}
     found += _workspaces(store, nodes, pins, gone, since)
     found += [*_leftovers(store), *_downloads(store.home, since)]
@@ -107,29 +109,32 @@ def upkeep(home: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- looking --
 
 
-def _pins(registry: Registry, nodes: list[Node]) -> set[str]:
-    """The digests that versions under an alias need, and those that went to an MLflow whose aliases are not known here."""
-    connection = registry.connection
-    if nodes and connection.is_private and not (registry.home / "mlflow.db").exists():
+def _versions(registry: Registry, nodes: list[Node]) -> list[Version]:
+    """Every registered version. Raises `RegistryError` where that would be a guess."""
+    if nodes and registry.connection.is_private and not (registry.home / "mlflow.db").exists():
         raise RegistryError(
             f"{registry.home} has artifacts but no mlflow.db, so nobody knows which models are in use and nothing is removed; "
             "bring mlflow.db back, or set MLFLOW_TRACKING_URI if another MLflow was used"
         )
     try:
-        versions = [version for version in registry.all_versions() if version.aliases]
+        return registry.all_versions()
     except RegistryError as error:
         raise RegistryError(f"nothing is removed, because the aliases cannot be known: {error}") from error
-    digests = {version.digest for version in versions}
-    places = {Path(str(version.evidence[key])) for version in versions for key in ("evaluation", "test_set")
-              if key in version.evidence}  # fmt: skip
+
+
+def _pins(registry: Registry, versions: list[Version], nodes: list[Node]) -> set[str]:
+    """The digests that versions under an alias need, and those that went to an MLflow whose aliases are not known here."""
+    used = [version for version in versions if version.aliases]
+    named = (version.evidence.get(key) for version in used for key in ("evaluation", "test_set"))
     records = [record for path in (registry.home / "tracking").glob("*/*/*.json") if (record := Record.load(path))]
-    elsewhere = {record.digest for record in records if record.digest and record.uri != connection.address}
-    return pinned(nodes, digests | elsewhere, places)
+    elsewhere = {record.digest for record in records if record.digest and record.uri != registry.connection.address}
+    return pinned(nodes, {version.digest for version in used} | elsewhere, [Path(str(place)) for place in named if place])
 
 
-def _artifact(node: Node, used: float) -> Removal:
+def _artifact(node: Node, used: float, names: dict[str, str]) -> Removal:
     assert node.path is not None
-    why = "no alias needs it, a newer one is there, not used lately"
+    registered = f"{names[node.digest]} stays in MLflow" if node.digest in names else "no alias needs it"
+    why = f"{registered}, newer ones are there, not used lately"
     return Removal(node.path, "artifact", _label(node.path), why, used, size_of(node.path), node.path)
 
 
