@@ -1,5 +1,6 @@
 """Keeping a home: clean, delete, backup, restore."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,13 @@ def delete(
 def backup(file: File, as_json: Json = False) -> None:
     """Save the whole home in one file, also while runs are at work. It holds a key: keep it as safe as the home."""
     from flows.backup import backup as save
+    from tasks.tracking import Connection
 
+    if not (mlflow := Connection(home_folder())).is_private:
+        print(
+            f"gptcore: runs and models at {mlflow.address} are not in it; that MLflow needs a backup of its own",
+            file=sys.stderr,
+        )
     saved = save(home_folder(), file)
     text = f"{saved.files} files, {amount(saved.bytes)}, of {saved.home} are saved in {saved.file}, {amount(saved.size)}"
     tell(saved.as_row(), as_json, lambda: text)
@@ -67,7 +74,7 @@ def backup(file: File, as_json: Json = False) -> None:
 @app.command()
 def restore(file: File, as_json: Json = False) -> None:
     """Make the home that a backup holds in GPTCORE_HOME, a new or empty folder; everything is checked first."""
-    from flows.backup import restore as bring_back
+    from flows.restore import restore as bring_back
 
     found = bring_back(file, home_folder())
     text = f"{found.files} files, {amount(found.bytes)}, saved {found.created}, are restored in {found.home}"
