@@ -5,6 +5,8 @@ sweeps the rest. Whatever a run is building right now is locked and left alone; 
 """
 
 import contextlib
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from gptcore.artifacts import MANIFEST, Store
-from gptcore.errors import ArtifactError, RegistryError
+from gptcore.errors import ArtifactError, RegistryError, is_disk_full
 from gptcore.lineage import Lineage, Node
 from gptcore.retention import Workspace, idle, kept, pinned, removable
 from gptcore.room import freed_by, last_change, size_of
@@ -99,11 +101,15 @@ def apply(store: Store, plan: Plan) -> list[Removal]:
 @contextlib.contextmanager
 def upkeep(home: Path) -> Iterator[None]:
     """Only one clean or backup of a home at a time. Raises `ArtifactError` while another one is at work."""
+    handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with FileLock(home / "upkeep.lock", timeout=0):
-            yield
-    except Timeout:
-        raise ArtifactError(f"another gptcore clean or backup is at work in {home}; wait until it is done") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the folder itself: a full disk has no room for another file
+        except BlockingIOError:
+            raise ArtifactError(f"another gptcore clean or backup is at work in {home}; wait until it is done") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 # ------------------------------------------------------------------------------------------------------- looking --
@@ -160,6 +166,9 @@ def _leftovers(store: Store) -> list[Removal]:
             address = path.with_suffix("")
             if kind == "partial" or (address / MANIFEST).exists():  # else a kill came between the two renames
                 removals.append(_leftover(path, f"{_label(address)}, {kind}", why, address))
+    for path in store.root.glob("*/*/*"):
+        if path.suffix == "" and not path.name.startswith(".") and path.is_dir() and not (path / MANIFEST).exists():
+            removals.append(_leftover(path, _label(path), "an earlier clean was killed", path))
     trash = [*store.root.glob(f"*/*/{REMOVED}/*"), *store.home.glob(f"cache/*/{REMOVED}/*"), *store.home.glob(f"*/{REMOVED}/*")]
     removals += [_leftover(path, str(path.relative_to(store.home)), "an earlier clean was killed") for path in trash]
     for path in store.home.glob("scratch/*"):
@@ -226,22 +235,28 @@ def _remove(store: Store, removal: Removal) -> bool:
 def _discard(removal: Removal) -> bool:
     """Out of the way with one rename, then deleted; put back if a run has begun to use it since it was looked at."""
     path = removal.path
-    if path.parent.name == REMOVED:
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        trash = path.parent / REMOVED
-        trash.mkdir(exist_ok=True)
-        aside = trash / f"{path.name}-{time.time_ns()}"
-        try:
+    aside = path.parent / REMOVED / f"{path.name}-{time.time_ns()}"
+    try:
+        if path.parent.name == REMOVED:
+            aside = path
+        else:
+            aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
-        except FileNotFoundError:
-            return False
-        if removal.what == "artifact" and _used(aside) != removal.changed:
-            aside.rename(path)
-            return False
-        _delete(aside)
-    with contextlib.suppress(OSError):
-        (path.parent if path.parent.name == REMOVED else path.parent / REMOVED).rmdir()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        # Not even room for a folder: without its manifest it is no artifact any more, and the next clean finds the rest.
+        (path / MANIFEST).unlink(missing_ok=True)
+        aside = path
+    if aside != path and removal.what == "artifact" and _used(aside) != removal.changed:
+        aside.rename(path)
+        return False
+    _delete(aside)
+    if aside.parent.name == REMOVED:
+        with contextlib.suppress(OSError):
+            aside.parent.rmdir()
     return not path.exists()
 
 

@@ -137,9 +137,12 @@ def test_a_clean_that_is_killed_leaves_a_home_that_works_and_the_next_one_sweeps
     (left,) = artifact.path.parent.glob(f"{REMOVED}/*")
     assert not artifact.path.exists()
     assert Store(home).newest("corpus", "tiny-gpt")["name"] == "tiny-gpt"
+    half = home / "store" / "corpus" / "tiny-gpt" / "0123456789ef"  # where there was no room even for a folder to move it to
+    workspace(half)
     plan = planned(home)
-    assert paths(plan) == {left}
+    assert paths(plan) == {left, half}
     apply(Store(home), plan)
+    assert not half.exists()
     assert not list(home.rglob(REMOVED))
     assert build(home).path == artifact.path, "it can be built again"
 
