@@ -329,6 +329,7 @@ def test_a_restore_that_was_killed_is_done_again(saved, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_restored_home_is_used_as_the_old_one_was_though_that_is_gone(finished, saved, tmp_path):
     old, away = finished.home.home, finished.home.folder / "away"
     there = tmp_path / "new home"
@@ -369,6 +370,7 @@ def test_a_restored_home_is_used_as_the_old_one_was_though_that_is_gone(finished
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_backup_taken_in_the_middle_of_a_training_goes_on_from_its_checkpoint(new_home, tmp_path):
     home = new_home(tmp_path / "old", tasks=[])
     changes = ("--set", "training.steps=4000", "--set", "training.checkpoint_seconds=0.3", "--set", "training.evaluations=1")
@@ -412,6 +414,7 @@ def test_a_backup_taken_in_the_middle_of_a_training_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_training_that_cannot_fit_is_refused_before_it_begins(new_home, tmp_path):
     home = new_home(tmp_path, tasks=[])
     result = home.gptcore("run", home.config, "--set", "model.width=40000000", check=False)
