@@ -4,7 +4,6 @@ record ─▶ what changed since? ─┬─▶ a source, a damaged file: stop
                                └─▶ build again ─▶ digest by digest, number by number ─▶ one sentence
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,8 +15,9 @@ from flows.changes import Change, recorded_answers, what_changed
 from flows.lookup import Registry, find_artifact
 from flows.server import set_default_environment
 from gptcore.artifacts import Artifact, Store
-from gptcore.errors import ArtifactError, CorruptArtifactError, DiskFullError
+from gptcore.errors import ArtifactError, CorruptArtifactError
 from gptcore.record import Record, read_record
+from gptcore.room import check_room
 from gptcore.scratch import scratch_folder
 from tasks.records import Records
 from tasks.run import Run, Watcher
@@ -190,12 +190,7 @@ def _check_room(record: Record, home: Path) -> None:
     for manifest in record.manifests.values():
         sizes = {name: int(entry["size"]) for name, entry in manifest["files"].items()}
         needed += sum(sizes.values()) + _CHECKPOINTS * sizes.get(_WEIGHTS, 0)
-    free = shutil.disk_usage(home).free
-    if free < needed:
-        raise DiskFullError(
-            f"rebuilding takes about {needed / 1e9:.1f} GB in {home / 'scratch'}, and {free / 1e9:.1f} GB are free: "
-            "free some space, then try again"
-        )
+    check_room(home, needed, "rebuilding")
 
 
 def _compare(record: Record, rebuilt: Artifact) -> StageRow:

@@ -17,6 +17,7 @@ from rich.tree import Tree
 
 from gptcore.artifacts import Artifact, Decision
 from gptcore.cost import card_rows
+from gptcore.room import amount
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
@@ -258,6 +259,24 @@ def reproduction_table(found: Mapping[str, Any]) -> Group:
         parts.append(Text(f"What was rebuilt is kept: GPTCORE_HOME={found['scratch']}", overflow="fold"))
     parts.append(Text(found["verdict"], "bold green" if found["equal"] else "bold"))
     return Group(*parts)
+
+
+def removals_table(answer: Mapping[str, Any], *, done: bool) -> Group:
+    """What `clean` would remove or has removed, and how to go on."""
+    gone = set(answer["removed"])
+    table = _table("", "", "size", "days", "why")
+    for item in answer["items"]:
+        what = Text(item["what"], "cyan" if item["path"] in gone or not done else "yellow")
+        why = item["why"] if item["path"] in gone or not done else "left: taken into use meanwhile"
+        table.add_row(what, item["label"], amount(item["bytes"]), f"{item['age_days']:.0f}", Text(why, "dim"))
+    needed = f"{answer['artifacts_needed_by_aliases']} of them for versions under an alias"
+    stays = f"{answer['artifacts_kept']} artifacts stay, {needed}."
+    if not answer["items"]:
+        return Group(Text(f"Nothing may go that is older than {answer['keep_days']:g} days; {stays}"))
+    freed = amount(answer["frees_bytes"])
+    if done:
+        return Group(table, Text(f"{len(gone)} removed, {freed} freed; {stays}", "bold"))
+    return Group(table, Text(f"This frees {freed}; {stays} Nothing was removed. Remove it: {answer['command']}", "bold"))
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:

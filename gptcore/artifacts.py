@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,10 @@ REPORT = "report"
 _LIBRARIES = ("torch", "numpy", "pandas", "pyarrow", "datasets", "sentencepiece", "safetensors", "mlflow", "prefect")
 
 Numbers = Mapping[str, float | int | str]
+Migration = Callable[[Path], None]
+
+MIGRATIONS: Mapping[int, Migration] = {}
+"""Schema -> what brings a home from it to the next one. It may be called again on a home in which it was killed."""
 
 
 @dataclass(frozen=True)
@@ -160,19 +165,31 @@ class Store:
         manifests = [read_manifest(path.parent) for path in (self.root / stage / name).glob(f"*/{MANIFEST}")]
         return max(manifests, key=lambda manifest: str(manifest["built_at"]), default=None)
 
+    def note_use(self, artifact: Artifact) -> bool:
+        """Remember that a run uses it now, so that it does not count as old; whether it is still there."""
+        try:
+            os.utime(artifact.path / MANIFEST)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a store that may only be read: nobody removes anything there either
+            return True
+        return True
+
     def lock(self, recipe: Recipe) -> FileLock:
         """One builder per address; the lock dies with its process."""
+        return self.lock_at(self.address(recipe))
+
+    def lock_at(self, address: Path) -> FileLock:
+        """The lock of the artifact that is or will be at `address`."""
         folder = self.home / "locks"
         folder.mkdir(exist_ok=True)
-        return FileLock(folder / f"{recipe.stage}-{recipe.name}-{recipe.fingerprint[:12]}.lock")
+        return FileLock(folder / f"{address.parent.parent.name}-{address.parent.name}-{address.name}.lock")
 
     def _sweep(self, folder: Path) -> None:
         """Remove what killed builders left, except where one is at work right now."""
         for partial in folder.glob("*.partial"):
-            fingerprint = partial.name.removesuffix(".partial")
-            lock = FileLock(self.home / "locks" / f"{folder.parent.name}-{folder.name}-{fingerprint}.lock")
             try:
-                with lock.acquire(timeout=0):
+                with self.lock_at(partial.with_suffix("")).acquire(timeout=0):
                     shutil.rmtree(partial)
             except Timeout:
                 continue
@@ -222,6 +239,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is not a finished artifact: it has no {MANIFEST}") from None
     except ValueError as error:
         raise CorruptArtifactError(f"{path / MANIFEST} cannot be read ({error}); delete {path} and run again") from error
+    if manifest.get("schema", SCHEMA) > SCHEMA:
+        raise ArtifactError(
+            f"{path} was written in schema {manifest['schema']}, this gptcore reads schema {SCHEMA}; use a newer gptcore"
+        )
     return manifest
 
 
@@ -360,29 +381,52 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- home --
 
 
+def _say(text: str) -> None:
+    print(f"gptcore: {text}", file=sys.stderr)
+
+
 def home_folder() -> Path:
     """`GPTCORE_HOME`, or `.gptcore` in the working folder; always absolute."""
     return Path(os.environ.get("GPTCORE_HOME") or ".gptcore").absolute()
 
 
-def open_home(home: Path) -> Path:
-    """Create the home (mode 0700) or check that this version of gptcore can read it. Raises `ArtifactError`."""
+def open_home(
+    home: Path, schema: int = SCHEMA, migrations: Mapping[int, Migration] = MIGRATIONS, say: Callable[[str], None] = _say
+) -> Path:
+    """Create the home (mode 0700), or bring an older one up to `schema`, saying so. Raises `ArtifactError` for any other."""
     home = home.absolute()
     with disk_full_is_clear(home):
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            schema = home / "schema"
-            if not schema.exists():
-                write_json(schema, SCHEMA)
-            found = json.loads(schema.read_text())
+            if not (home / "schema").exists():
+                write_json(home / "schema", schema)
+            if _schema_of(home) != schema:
+                _migrate(home, schema, migrations, say)
         except OSError as error:
             if is_disk_full(error):
                 raise
             raise ArtifactError(f"cannot use {home} as gptcore's home: {error.strerror}; set GPTCORE_HOME") from error
-        except ValueError:
-            found = None
-    if found != SCHEMA:
-        raise ArtifactError(
-            f"{home} was written in schema {found}, this gptcore reads schema {SCHEMA}; set GPTCORE_HOME to a new folder"
-        )
     return home
+
+
+def _migrate(home: Path, schema: int, migrations: Mapping[int, Migration], say: Callable[[str], None]) -> None:
+    """One step after the other; a step that is killed is done again, so each must allow that."""
+    with FileLock(home / "schema.lock"):
+        found = _schema_of(home)  # another process may have been first
+        if not isinstance(found, int) or found > schema or any(step not in migrations for step in range(found, schema)):
+            newer = isinstance(found, int) and found > schema
+            raise ArtifactError(
+                f"{home} was written in schema {found}, this gptcore reads schema {schema}; "
+                f"{'use a newer gptcore, or ' if newer else ''}set GPTCORE_HOME to a new folder"
+            )
+        for step in range(found, schema):
+            say(f"{home} is brought from schema {step} to {step + 1}")
+            migrations[step](home)
+            write_json(home / "schema", step + 1)
+
+
+def _schema_of(home: Path) -> Any:
+    try:
+        return json.loads((home / "schema").read_text())
+    except ValueError:
+        return None

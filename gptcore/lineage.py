@@ -70,6 +70,8 @@ class Lineage:
 
 def _read(root: Path) -> Iterator[Node]:
     for file in root.glob(f"*/*/*/{MANIFEST}"):
+        if file.parent.suffix:
+            continue  # about to be published, or replaced
         try:
             manifest = read_manifest(file.parent)
             yield Node(

@@ -9,11 +9,13 @@ from gptcore.artifacts import REPORT, Artifact, Numbers, Recipe, write_json
 from gptcore.config import ModelConfig, TrainingConfig
 from gptcore.cost import COST
 from gptcore.evaluation.report import training_curves
+from gptcore.room import check_room, size_of
 from gptcore.training.attempts import read_attempts, training_cost
 from gptcore.training.job import Job
 from gptcore.training.job import Run as TrainerRun
 from gptcore.training.journal import read_journal
 from gptcore.training.process import run_training
+from gptcore.training.room import training_bytes
 from tasks.contents import is_number
 from tasks.progress import ProgressBar
 from tasks.run import Run, stage_task
@@ -64,12 +66,22 @@ def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifac
             workspace.folder.mkdir(parents=True, exist_ok=True)
             workspace.write(run.answers[recipe.stage])
         if not (workspace.model / "model.safetensors").exists():
+            _check_room(run, recipe, job, workspace)
             run_training(workspace, job, follow)
         # Moved, not copied: should a kill come before publishing, the last checkpoint gives the same model again.
         workspace.model.rename(folder / "model")
         return _report(workspace, job, folder, before)
 
     return run.stage(recipe, make, inputs, resumable=True)
+
+
+def _check_room(run: Run, recipe: Recipe, job: Job, workspace: TrainerRun) -> None:
+    """Raise `DiskFullError` where the checkpoints and the model clearly do not fit."""
+    vocabulary = json.loads((Path(job.tokenizer) / "tokenizer.json").read_text(encoding="utf-8"))["vocabulary"]
+    # MLflow's files are put together in the home; where MLflow is the home's own, they are copied to it as well.
+    copies = 2 if run.tracking is not None and run.tracking.connection.is_private else 1
+    need = training_bytes(job.model, job.training, vocabulary, copies) - size_of(workspace.folder)
+    check_room(run.store.home, need, f"the training of {recipe.stage}", "keep fewer checkpoints (training.keep)")
 
 
 def _report(workspace: TrainerRun, job: Job, folder: Path, before: int) -> Numbers:

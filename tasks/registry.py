@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 _HISTORY = "gptcore.history."
+_DELETED = "gptcore.deleted."
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 """Sorts as text, and says that it is UTC."""
 _REFERENCE = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
@@ -196,6 +197,30 @@ class Registry:
             self._judge(name, version, verdict)
             self.connection.client.set_registered_model_alias(name, CHALLENGER, str(version))
             return self._require(name, version)
+
+    def delete(self, name: str, version: int) -> Version:
+        """Take a version out of the registry; who did it and when stays on the name. Refused while an alias points to it.
+
+        MLflow's run, its model and their files stay; so does the artifact, which the next run that makes it registers anew.
+        """
+        with self._reached(), self._lock(name):
+            self._known(name)
+            self._settle(name)
+            found = self._require(name, version)
+            if found.aliases:
+                ways = {
+                    CHAMPION: f"promote another version, or: gptcore rollback {name}",
+                    PREVIOUS: "it stays until another version becomes champion",
+                    CHALLENGER: "it stays until it is promoted or another version is judged",
+                }
+                known = [ways[alias] for alias in found.aliases if alias in ways]
+                what = "; ".join(known) or "take the alias away in MLflow first"
+                raise RegistryError(f"{name}/{version} is {' and '.join(found.aliases)} and is not deleted: {what}")
+            client = self.connection.client
+            note = {"time": datetime.now(UTC).strftime(_TIME), "user": _user(), "digest": found.digest}
+            client.set_registered_model_tag(name, f"{_DELETED}{version}", json.dumps(note))
+            client.delete_model_version(name, str(version))
+            return found
 
     def complete_unfinished(self, name: str) -> list[str]:
         """Finish a change of champion that was cut short, and notice one that was made elsewhere; what was done, in words."""
@@ -378,8 +403,12 @@ class Registry:
         for known in self._versions(name):
             if known.version == version:
                 return known
+        model = self._find(name)
+        note = json.loads(model.tags.get(f"{_DELETED}{version}", "null")) if model is not None else None
+        gone = f" (deleted on {note['time'][:10]} by {note['user'] or 'somebody'})" if note else ""
         raise ModelNotFoundError(
-            f"{name} has no version {version}; it has: {', '.join(str(v.version) for v in self._versions(name)) or 'none'}"
+            f"{name} has no version {version}{gone}; "
+            f"it has: {', '.join(str(v.version) for v in self._versions(name)) or 'none'}"
         )
 
     def _pages(self, search: Callable[..., Any], **what: Any) -> Iterator[Any]:

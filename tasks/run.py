@@ -92,7 +92,7 @@ class Run:
         force = recipe.stage in self.rebuild
         if self.planning:
             artifact = self._planned(recipe, force)
-        elif not force and (found := self.store.find(recipe)) is not None:
+        elif not force and (found := self.store.find(recipe)) is not None and self.store.note_use(found):
             artifact = found
             if self.tracking is not None:
                 self.tracking.reuse_stage(artifact)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcore.artifacts import Recipe, Store, digest_of, open_home, verify
-from gptcore.errors import ArtifactError, CorruptArtifactError
+from gptcore.errors import ArtifactError, CorruptArtifactError, DiskFullError
 
 RECIPE = Recipe("corpus", "x", 1, {"a": 1, "b": {"c": [1, 2]}}, {"text": "t1"})
 VALUES = st.recursive(
@@ -142,3 +142,43 @@ def test_a_home_of_another_schema_or_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="set GPTCORE_HOME"):
         open_home(tmp_path / "file")
+
+
+def test_an_older_home_is_brought_up_step_by_step_and_says_so_once(tmp_path):
+    home, said = open_home(tmp_path / "home"), []
+    steps = {1: lambda home: (home / "one").touch(), 2: lambda home: (home / "one").rename(home / "two")}
+    assert open_home(home, 3, steps, said.append) == home
+    assert (home / "two").exists()
+    assert said == [f"{home} is brought from schema 1 to 2", f"{home} is brought from schema 2 to 3"]
+    assert (home / "schema").read_text().strip() == "3"
+    assert open_home(home, 3, steps, said.append) == home
+    assert len(said) == 2
+    with pytest.raises(ArtifactError, match="written in schema 3, this gptcore reads schema 1; use a newer gptcore"):
+        open_home(home)
+
+
+def test_a_step_that_fails_leaves_the_schema_and_is_done_again(tmp_path):
+    home, tries = open_home(tmp_path / "home"), []
+
+    def step(home):
+        tries.append(home)
+        if len(tries) == 1:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(DiskFullError):
+        open_home(home, 2, {1: step}, tries.append)
+    assert (home / "schema").read_text().strip() == "1"
+    open_home(home, 2, {1: step}, lambda _: None)
+    assert (home / "schema").read_text().strip() == "2"
+
+
+def test_a_home_without_a_way_up_and_an_artifact_of_a_newer_schema_are_refused(tmp_path):
+    home = open_home(tmp_path / "home")
+    with pytest.raises(ArtifactError, match="written in schema 1, this gptcore reads schema 3; set GPTCORE_HOME"):
+        open_home(home, 3, {2: lambda home: None})
+    store = Store(home)
+    built = store.build(Recipe("corpus", "a", 1, {}, {}), lambda folder: {"n": (folder / "x").write_text("x")})
+    manifest = built.manifest()
+    (built.path / "artifact.json").write_text(json.dumps({**manifest, "schema": 2}))
+    with pytest.raises(ArtifactError, match="written in schema 2, this gptcore reads schema 1"):
+        store.find(Recipe("corpus", "a", 1, {}, {}))

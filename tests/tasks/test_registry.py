@@ -309,3 +309,25 @@ def test_a_version_that_gptcore_did_not_register_is_listed_and_not_opened(two):
     assert two.registry.find("docs-gpt/3").digest == ""
     with pytest.raises(ModelNotFoundError, match="docs-gpt/3 was not registered by gptcore"):
         two.registry.resolve("docs-gpt/3")
+
+
+def test_a_version_under_an_alias_is_never_deleted_and_any_other_leaves_a_note(two):
+    two.registry.promote("docs-gpt", 1, "the first version")
+    two.registry.challenge("docs-gpt", 2)
+    with pytest.raises(RegistryError, match=r"docs-gpt/1 is champion and is not deleted: .*gptcore rollback docs-gpt"):
+        two.registry.delete("docs-gpt", 1)
+    with pytest.raises(RegistryError, match="docs-gpt/2 is challenger and is not deleted: it stays until"):
+        two.registry.delete("docs-gpt", 2)
+    two.client.set_registered_model_alias("docs-gpt", "mine", "2")
+    two.registry.promote("docs-gpt", 2, "better")
+    with pytest.raises(RegistryError, match="docs-gpt/1 is previous and is not deleted"):
+        two.registry.delete("docs-gpt", 1)
+    third = two.registry.register(two.tracking, two.weights(3), {"metrics": {}})
+    assert two.registry.delete("docs-gpt", 3) == third
+    assert [version.version for version in two.registry.versions("docs-gpt")] == [1, 2]
+    with pytest.raises(ModelNotFoundError, match=r"no version 3 \(deleted on 20\d\d-.* by .*\); it has: 1, 2"):
+        two.registry.delete("docs-gpt", 3)
+    with pytest.raises(ModelNotFoundError, match="there is no model 'nobody'"):
+        two.registry.delete("nobody", 1)
+    again = two.registry.register(two.tracking, two.weights(3), {"metrics": {}})
+    assert (again.version, again.digest) == (4, third.digest)
