@@ -216,7 +216,10 @@ def _checked(variable: str) -> str | None:
 
 
 class Tracking:
-    """What a pipeline run tells MLflow. No method raises or waits longer than one timeout; `say` hears of trouble once."""
+    """What a pipeline run tells MLflow. No method raises, or waits longer than one timeout; `say` hears of trouble once.
+
+    The upload of a model may wait longer, as its size asks for (`tasks/shipment.py`).
+    """
 
     def __init__(self, home: Path, experiment: str, say: Say = lambda _: None) -> None:
         self.home = home
