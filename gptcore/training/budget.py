@@ -69,10 +69,8 @@ def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:
     if answers.device == "cuda" and not torch.cuda.is_available():
         missing.append(f"it was trained on {answers.device_name}, and torch sees no NVIDIA card here, so the CPU trains")
         changed = {"device": "cpu", "device_name": _processor()}
-    else:
-        here = torch.cuda.get_device_name() if answers.device == "cuda" else _processor()
-        if here != answers.device_name:
-            missing.append(f"it was trained on {answers.device_name}, this is {here}")
+    elif (here := torch.cuda.get_device_name() if answers.device == "cuda" else _processor()) != answers.device_name:
+        missing.append(f"it was trained on {answers.device_name}, this is {here}")
         if answers.precision == "bfloat16" and default_dtype(torch.device(answers.device)) != torch.bfloat16:
             missing.append("it was trained in bfloat16, which this machine has to emulate")
     cores = len(os.sched_getaffinity(0))
