@@ -1,9 +1,10 @@
 """Around every flow: the home, who watches, MLflow's parent run, and a clean end however the run ends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from prefect.runtime import flow_run
 
@@ -25,8 +26,20 @@ class Options:
 OPTIONS: ContextVar[Options] = ContextVar("options", default=Options())  # noqa: B039  (frozen)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in MLflow when it is not a pipeline's own."""
+
+    title: str | None = None
+    """Unset: the time it began."""
+    parent: str | None = None
+    """The MLflow run that it is a part of."""
+    settings: Mapping[str, Any] | None = None
+    """What stands there as its settings. Unset: the pipeline's."""
+
+
 @contextmanager
-def open_run(config: PipelineConfig) -> Iterator[Run]:
+def open_run(config: PipelineConfig, place: Place = Place()) -> Iterator[Run]:
     """The run that tasks are handed, inside a Prefect flow. MLflow's parent run begins and ends with the block."""
     options = OPTIONS.get()
     store = Store(home_folder())
@@ -36,7 +49,8 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
         flow_run_id = str(flow_run.get_id() or "")
         active.note(prefect_flow_run_id=flow_run_id)
         tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
-        active.note(mlflow_run_id=tracking.start_pipeline(config.model_dump(mode="json"), tags))
+        settings = place.settings or config.model_dump(mode="json")
+        active.note(mlflow_run_id=tracking.start_pipeline(settings, tags, title=place.title, parent=place.parent))
         try:
             yield run
         except BaseException as error:

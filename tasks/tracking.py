@@ -223,17 +223,28 @@ class Tracking:
         self._config: Mapping[str, Any] = {}
         self._tags: dict[str, str] = {}
         self._started: int | None = None
+        self._title: str | None = None
+        self._above: dict[str, str] = {}
         self._linked: set[str] = set()
         self._followed: dict[Path, float] = {}
 
     # ---------------------------------------------------------------------------------------------- pipeline run --
 
-    def start_pipeline(self, config: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> str | None:
+    def start_pipeline(
+        self,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        *,
+        title: str | None = None,
+        parent: str | None = None,
+    ) -> str | None:
         """Begin the run that holds the stages' runs; its id, or None while MLflow cannot be used.
 
-        `tags` (`gptcore.prefect_flow_run_id` and the like) stand on it and on every stage's run. Sets right what runs that
-        died, or could not reach MLflow at their end, have left behind.
+        `tags` (`gptcore.prefect_flow_run_id` and the like) stand on it and on every stage's run; `title` is its name, and
+        `parent` the run that it stands under, such as a sweep's. Sets right what runs that died, or could not reach MLflow at
+        their end, have left behind.
         """
+        self._title, self._above = title, {"mlflow.parentRunId": parent} if parent else {}
         self._config, self._tags, self._started = config, dict(tags or {}), _now()
         self._breaker.attempt(self._settle)
         return self._breaker.attempt(self._parent)
@@ -263,8 +274,9 @@ class Tracking:
         """The pipeline's run, created when MLflow can first be used."""
         if self.parent_id is None and self._started is not None:
             client = self.connection.client
-            name = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._started / 1000))
-            run = client.create_run(self._experiment, start_time=self._started, run_name=name, tags={**_who(), **self._tags})
+            name = self._title or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._started / 1000))
+            tags = {**_who(), **self._tags, **self._above}
+            run = client.create_run(self._experiment, start_time=self._started, run_name=name, tags=tags)
             self.connection.log_settings(run.info.run_id, self._config)
             client.log_dict(run.info.run_id, dict(self._config), "settings.yaml")
             self.parent_id = run.info.run_id
