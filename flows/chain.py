@@ -49,12 +49,16 @@ class Chain:
     @cached_property
     def models(self) -> dict[str, Artifact]:
         """The base, and for each task the base trained further on its rows."""
-        models, run, model = {"base": self.base}, self.run, self.config.model
-        for task in self.config.tasks:
-            examples = self.examples[task.name]
-            rows = encode_examples(run, self.name, task, model, examples, self.tokenizer)
-            models[task.name] = finetune(run, self.name, task, model, self.base, examples, rows)
-        return models
+        return {what: self.model(what) for what in ("base", *(task.name for task in self.config.tasks))}
+
+    def model(self, what: str) -> Artifact:
+        """The base, or the model of one task."""
+        if what == "base":
+            return self.base
+        task = next(task for task in self.config.tasks if task.name == what)
+        examples = self.examples[what]
+        rows = encode_examples(self.run, self.name, task, self.config.model, examples, self.tokenizer)
+        return finetune(self.run, self.name, task, self.config.model, self.base, examples, rows)
 
     @cached_property
     def evaluations(self) -> dict[str, Artifact]:
