@@ -49,7 +49,13 @@ class Chain:
     @cached_property
     def models(self) -> dict[str, Artifact]:
         """The base, and for each task the base trained further on its rows."""
-        return {"base": self.base} | {task.name: self.task_model(task) for task in self.config.tasks}
+        return {what: self.model(what) for what in ("base", *(task.name for task in self.config.tasks))}
+
+    def model(self, what: str) -> Artifact:
+        """The base, or the model of one task."""
+        if what == "base":
+            return self.base
+        return self.task_model(next(task for task in self.config.tasks if task.name == what))
 
     def task_shards(self, task: TaskConfig) -> Artifact:
         """The rows of one task as token ids."""

@@ -1,9 +1,10 @@
 """Around every flow: the home, who watches, MLflow's parent run, and a clean end however the run ends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from prefect.runtime import flow_run
 
@@ -28,8 +29,20 @@ class Options:
 OPTIONS: ContextVar[Options] = ContextVar("options", default=Options())  # noqa: B039  (frozen)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in MLflow when it is not a pipeline's own."""
+
+    title: str | None = None
+    """Unset: the time it began."""
+    parent: str | None = None
+    """The MLflow run that it is a part of."""
+    settings: Mapping[str, Any] | None = None
+    """What stands there as its settings. Unset: the pipeline's."""
+
+
 @contextmanager
-def open_run(config: PipelineConfig) -> Iterator[Run]:
+def open_run(config: PipelineConfig, place: Place = Place()) -> Iterator[Run]:
     """The run that tasks are handed, inside a Prefect flow. MLflow's parent run begins and ends with the block."""
     options = OPTIONS.get()
     store = Store(home_folder())
@@ -42,8 +55,10 @@ def open_run(config: PipelineConfig) -> Iterator[Run]:
         tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
         if flow_run.ui_url:  # MLflow's pages show it as a link
             tags["mlflow.note.content"] = f"[The run in Prefect]({flow_run.ui_url})"
-        settings = config.model_dump(mode="json")
-        run_id = tracking.start_pipeline(settings, tags, known=lambda run_id: active.note(mlflow_run_id=run_id))
+        settings = place.settings or config.model_dump(mode="json")
+        run_id = tracking.start_pipeline(
+            settings, tags, title=place.title, parent=place.parent, known=lambda run_id: active.note(mlflow_run_id=run_id)
+        )
         show_mlflow(mlflow_pages(store.home), run_id, config.name, watcher.say)
         try:
             yield run

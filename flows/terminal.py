@@ -21,6 +21,7 @@ from gptcore.room import amount
 
 if TYPE_CHECKING:
     from tasks.promotion import Outcome
+    from tasks.sweep import SweepOutcome
 
 
 class Terminal:
@@ -156,6 +157,26 @@ def plan_table(decisions: Mapping[str, Decision]) -> Table:
         style = {"reuse": "cyan", "resume": "yellow"}.get(decision.action, "green")
         table.add_row(stage, Text(decision.action, style), Text(decision.reason, "dim"))
     return table
+
+
+def sweep_closing(outcome: "SweepOutcome", seconds: float) -> Group:
+    """What a sweep ends with: its trials, the best first, and what to do with the best settings."""
+    sweep, best = outcome.sweep, outcome.best
+    table = _table("trial", *sweep.space, sweep.number, "", "seconds", "")
+    for row in outcome.table.to_dict("records"):
+        model = next(trial.model for trial in outcome.trials if trial.number == row["trial"])
+        how = Text("") if model is None else Text("reused", "cyan") if model.reused else Text("trained", "green")
+        settings = (f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key]) for key in sweep.space)
+        value = Text("failed", "red") if model is None else Text(f"{row[sweep.number]:.4f}")
+        took = "" if model is None or model.reused else f"{model.seconds:.0f}"
+        mark = Text("best", "bold green") if row["trial"] == best.number else Text(row["error"], "dim")
+        table.add_row(str(row["trial"]), *settings, value, how, took, mark)
+    return Group(
+        table,
+        Text(f"Judged on validation text; pictures and table: {outcome.folder}", overflow="fold"),
+        Text(f"Evaluate and register the best: gptcore run {outcome.config}", overflow="fold"),
+        Text(f"{len(outcome.trials)} trial(s) in {_duration(seconds)}.", style="bold"),
+    )
 
 
 def models_table(rows: list[dict[str, Any]]) -> Table:

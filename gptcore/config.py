@@ -421,7 +421,16 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), texts: Sequence
     A `model` section may start from a preset: `model: {preset: modern-5m, context: 512}`.
     Raises `SettingsError` that names all problems at once.
     """
-    path = Path(path)
+    values = read_yaml(Path(path))
+    if texts:
+        _use_texts(values, texts)
+    for override in overrides:
+        apply_override(values, override)
+    return parse_config(values, f"{path} with --set" if overrides else str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a settings file. Raises `SettingsError` when it cannot be read or holds no settings."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -434,11 +443,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), texts: Sequence
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} holds no settings: expected sections such as `corpus:` and `training:`")
-    if texts:
-        _use_texts(values, texts)
-    for override in overrides:
-        _override(values, override)
-    return parse_config(values, f"{path} with --set" if overrides else str(path))
+    return values
 
 
 def parse_config(values: Mapping[str, Any], where: str = "the settings") -> PipelineConfig:
@@ -451,8 +456,13 @@ def parse_config(values: Mapping[str, Any], where: str = "the settings") -> Pipe
             expanded["model"] = {**preset(str(model["preset"])).model_dump(exclude_unset=True), **rest}
         return PipelineConfig.model_validate(expanded)
     except ValidationError as error:
-        problems = [f"  {_place(problem['loc'])}: {_say(problem)}" for problem in error.errors()]
-        raise SettingsError(f"{where}: {len(problems)} problem(s) in the settings\n" + "\n".join(problems)) from error
+        raise settings_error(error, where) from error
+
+
+def settings_error(error: ValidationError, where: str) -> SettingsError:
+    """All problems that pydantic found, a line each, in words for people."""
+    problems = [f"  {_place(problem['loc'])}: {_say(problem)}" for problem in error.errors()]
+    return SettingsError(f"{where}: {len(problems)} problem(s) in the settings\n" + "\n".join(problems))
 
 
 class _Loader(yaml.SafeLoader):
@@ -485,28 +495,33 @@ def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
 _BUDGETS = ("minutes", "steps", "tokens")
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one dotted key in place; list items are addressed by number: `tasks.0.training.steps=5`."""
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise SettingsError(f"--set {override}: expected section.key=value, for example training.steps=100")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SettingsError(f"--set {override}: {text!r} is not a valid value") from error
+    set_value(values, key.strip(), value, f"--set {override}")
+
+
+def set_value(values: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set one dotted key in place; list items are addressed by number. Raises `SettingsError` that begins with `where`."""
+    parts = key.split(".")
     place: Any = values
     for part in parts[:-1]:
         if isinstance(place, list):
             if not part.isdigit() or int(part) >= len(place):
-                raise SettingsError(f"--set {override}: there are {len(place)} items, {part!r} is none of their numbers")
+                raise SettingsError(f"{where}: there are {len(place)} items, {part!r} is none of their numbers")
             place = place[int(part)]
         elif isinstance(place, dict):
             if place.get(part) is None:
                 place[part] = {}
             place = place[part]
         else:
-            raise SettingsError(f"--set {override}: {part!r} lies inside a value that has no parts")
+            raise SettingsError(f"{where}: {part!r} lies inside a value that has no parts")
     last = parts[-1]
     if isinstance(place, list) and last.isdigit() and int(last) < len(place):
         place[int(last)] = value
@@ -517,7 +532,7 @@ def _override(values: dict[str, Any], override: str) -> None:
                 place.pop(other, None)
         place[last] = value
     else:
-        raise SettingsError(f"--set {override}: {last!r} cannot be set there")
+        raise SettingsError(f"{where}: {last!r} cannot be set there")
 
 
 def _place(location: tuple[int | str, ...]) -> str:

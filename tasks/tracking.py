@@ -234,6 +234,8 @@ class Tracking:
         self._config: Mapping[str, Any] = {}
         self._tags: dict[str, str] = {}
         self._started: int | None = None
+        self._title: str | None = None
+        self._above: dict[str, str] = {}
         self._linked: set[str] = set()
         self._followed: dict[Path, float] = {}
         self._follower = ThreadPoolExecutor(1, "mlflow")
@@ -244,13 +246,21 @@ class Tracking:
     # ---------------------------------------------------------------------------------------------- pipeline run --
 
     def start_pipeline(
-        self, config: Mapping[str, Any], tags: Mapping[str, str] | None = None, known: Callable[[str], None] = lambda _: None
+        self,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        *,
+        title: str | None = None,
+        parent: str | None = None,
+        known: Callable[[str], None] = lambda _: None,
     ) -> str | None:
         """Begin the run that holds the stages' runs; its id, or None while MLflow cannot be used.
 
-        `known` hears the id too, then or when MLflow can first be used. `tags` (`gptcore.prefect_flow_run_id` and the like)
-        stand on it and on every stage's run. Sets right what runs that died, or could not reach MLflow at their end, have left.
+        `tags` (`gptcore.prefect_flow_run_id` and the like) stand on it and on every stage's run; `title` is its name,
+        and `parent` the run that it stands under, such as a sweep's. `known` hears its id, then or when MLflow can first be used.
+        Sets right what runs that died, or could not reach MLflow at their end, have left behind.
         """
+        self._title, self._above = title, {"mlflow.parentRunId": parent} if parent else {}
         self._config, self._tags, self._started, self._known = config, dict(tags or {}), _now(), known
         self.settle()
         return self._breaker.attempt(self._parent)
@@ -303,8 +313,8 @@ class Tracking:
         return self.parent_id
 
     def _new_parent(self, started: int) -> "Run":
-        name = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started / 1000))
-        tags = {**_who(), **self._tags, "gptcore.build": self._build}
+        name = self._title or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started / 1000))
+        tags = {**_who(), **self._tags, **self._above, "gptcore.build": self._build}
         return self.connection.client.create_run(self._experiment, start_time=started, run_name=name, tags=tags)
 
     def _settle(self) -> None:

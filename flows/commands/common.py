@@ -1,19 +1,16 @@
 """What several commands share: their arguments, the settings they read, the way they answer."""
 
-import contextlib
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig, load_config
-from gptcore.errors import Interrupted, SettingsError
+from gptcore.errors import SettingsError
 
 Config = Annotated[Path | None, typer.Argument(help="Settings (YAML); default: the quickstart.", show_default=False)]
 Text = Annotated[list[str] | None, typer.Option(help="Use these files or folders as the text.", show_default=False)]
@@ -77,19 +74,3 @@ def folder_of(model: str) -> Path:
     from flows.lookup import model_folder
 
     return model_folder(model, open_home(home_folder()), open_registry)
-
-
-@contextlib.contextmanager
-def interruptible(told: str) -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does, after the trainer has saved, and both end it with the sentence `told`."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(told) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import Json, Model, interruptible, open_registry, tell
+from flows.commands.common import Json, Model, open_registry, tell
+from flows.launch import interruptible
 from gptcore.artifacts import Store, home_folder
 
 app = typer.Typer()

@@ -2,19 +2,13 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.commands.common import Config, Json, Overrides, Rebuild, Seed, Text, check_stages, interruptible, read_settings
-from gptcore.artifacts import home_folder, open_home
-from gptcore.config import PipelineConfig
-
-if TYPE_CHECKING:
-    from tasks.promotion import Outcome
+from flows.commands.common import Config, Json, Overrides, Rebuild, Seed, Text, check_stages, read_settings
 
 app = typer.Typer()
 
@@ -28,41 +22,24 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Build or reuse every stage, evaluate, register and promote."""
+    from flows.launch import flow_environment
     from flows.terminal import Terminal, closing
 
     settings = read_settings(config, text, overrides)
     check_stages(settings, rebuild or [])
     started = time.monotonic()
-    with Terminal() as terminal, contextlib.redirect_stdout(sys.stderr):
-        outcome = _run_pipeline(settings, terminal, frozenset(rebuild or []))
+    with (
+        Terminal() as terminal,
+        contextlib.redirect_stdout(sys.stderr),
+        flow_environment(terminal, frozenset(rebuild or [])),
+    ):
+        from flows.pipeline import pipeline
+
+        outcome = pipeline(settings)
     seconds = time.monotonic() - started
     terminal.console.print(closing(outcome, seconds))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
-
-
-def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str]) -> "Outcome":
-    from flows.runs import mark_dead_flow_runs
-    from flows.server import private_server, set_default_environment
-
-    set_default_environment()
-    # The person sees one message; Prefect's own log, with the traceback, is in its UI.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    home = open_home(home_folder())
-    told = "interrupted; what was finished and the last checkpoint are kept, run again to go on"
-    with interruptible(told), private_server(home) as server:
-        os.environ.update(server.client_environment())
-        from flows.pipeline import pipeline  # imports prefect, while the server starts
-        from flows.session import OPTIONS, Options
-        from tasks.tracking import Connection
-
-        # MLflow's import, and the first time its database, take seconds too: beside the server's start they cost nothing.
-        with contextlib.suppress(Exception):  # whatever is wrong with it, the run says so when it matters
-            _ = Connection(home).client
-        server.wait_ready()
-        mark_dead_flow_runs(home)
-        OPTIONS.set(Options(watcher, rebuild))
-        return pipeline(settings)
 
 
 @app.command()

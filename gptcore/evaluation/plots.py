@@ -23,6 +23,7 @@ _SERIES = ("#2563eb", "#9ca3af", "#d1d5db", "#4b5563")
 _SIGNAL = "#dc2626"
 _BLUES = LinearSegmentedColormap.from_list("blues", ["#f8fafc", "#bfdbfe", "#2563eb", "#1e3a8a"])
 _MOST_NUMBERED_LABELS = 24
+_MOST_TICKS = 6
 _DPI = 150
 
 
@@ -213,3 +214,43 @@ def _short(name: str, most: int = 28) -> str:
 @cache
 def _known_characters() -> frozenset[int]:
     return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+class Slice(NamedTuple):
+    """The trials of a sweep along one setting: what it was in each of them."""
+
+    title: str
+    places: Sequence[float | int | str]
+    log: bool = False
+
+
+def trials(png: Path, numbers: Sequence[int], values: Sequence[float], slices: Sequence[Slice], best: int, unit: str) -> None:
+    """What each trial of a sweep is judged by: over the trials, and along every setting; `best` is its place in `values`."""
+    lines = -(-(len(slices) + 1) // 2)
+    figure = _figure(11, 0.5 + 3.1 * lines)
+    for number, part in enumerate([Slice("Trials in their order", numbers), *slices], 1):
+        axes = _axes(figure, part.title, "", place=(lines, 2, number))
+        places = _along(axes, part)
+        axes.plot(places, values, "o", color=_SERIES[0], alpha=0.7, markersize=6, zorder=3)
+        axes.plot([places[best]], [values[best]], "o", color=_SIGNAL, markersize=9, zorder=4)
+        axes.set_ylabel(unit, color=_QUIET, fontsize=9)
+        axes.yaxis.grid(True, color=_GRID, zorder=0)
+    figure.savefig(png, dpi=_DPI)
+
+
+def _along(axes: Axes, part: Slice) -> list[float | int]:
+    """Where its values stand on the horizontal axis, which is labelled for them."""
+    places = [place for place in part.places if not isinstance(place, str)]
+    if len(places) < len(part.places):  # names, in the order in which they first came
+        names = list(dict.fromkeys(map(str, part.places)))
+        axes.set_xticks(range(len(names)), _legible(names), fontsize=9)
+        return [names.index(str(place)) for place in part.places]
+    if part.log:
+        axes.set_xscale("log")
+    ticks = sorted(set(places))
+    if len(ticks) <= _MOST_TICKS:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+        axes.minorticks_off()
+    elif all(isinstance(place, int) for place in places):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return places

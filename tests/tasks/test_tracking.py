@@ -283,3 +283,18 @@ def test_however_often_a_journal_is_cut_back_no_step_is_shipped_twice_and_none_i
                 step = min(step, event[1])
                 lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
                 journal.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def test_a_run_can_stand_under_another_one_such_as_a_trial_under_its_sweep(bench):
+    sweep = Tracking(bench.home, "docs-gpt", bench.said.append)
+    above = sweep.start_pipeline({"name": "rates"}, title="sweep rates")
+    bench.tracking = Tracking(bench.home, "docs-gpt", bench.said.append)
+    trial = bench.tracking.start_pipeline({"training": {"rate": 0.02}}, title="trial 1", parent=above)
+    bench.corpus()
+    bench.tracking.end_pipeline("FINISHED", {"valid_bits_per_byte": 1.5})
+    sweep.end_pipeline()
+    found = bench.client.get_run(trial)
+    assert (found.info.run_name, found.data.tags["mlflow.parentRunId"]) == ("trial 1", above)
+    assert (found.data.params, found.data.metrics) == ({"training.rate": "0.02"}, {"valid_bits_per_byte": 1.5})
+    assert bench.run_of("corpus").data.tags["mlflow.parentRunId"] == trial
+    assert bench.client.get_run(above).info.run_name == "sweep rates"
