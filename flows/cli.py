@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import models, running
+from flows.commands import continual, models, running
 from gptcore.errors import GptcoreError, is_disk_full
 
 app = typer.Typer(
@@ -41,5 +41,5 @@ def gptcore(
     """From raw text to a promoted GPT."""
 
 
-for commands in (running, models):
+for commands in (running, continual, models):
     app.add_typer(commands.app)

@@ -203,6 +203,18 @@ def _grow(branch: Tree, node: Mapping[str, Any], seen: set[str]) -> None:
         _grow(twig, part, seen)
 
 
+def forgetting_table(rows: pandas.DataFrame) -> Table:
+    """Champion and candidate on old and new text."""
+    table = _table("model", "test set", "documents", "bits per byte", "95 % interval", "change", "")
+    for row in rows.to_dict("records"):
+        change = "" if pandas.isna(row["change"]) else f"{row['change']:+.2%}"
+        style = {"better": "green", "worse": "red"}.get(row["verdict"], "yellow")
+        between = f"{row['low']:.3f} – {row['high']:.3f}"
+        numbers = (f"{row['documents']:,}", f"{row['bits_per_byte']:.3f}", between, change)
+        table.add_row(row["model"], row["test_set"], *numbers, Text(row["verdict"], style))
+    return table
+
+
 def facts_table(facts: Mapping[str, Any]) -> Table:
     """Nested facts, a line each."""
     table = _table("", "")

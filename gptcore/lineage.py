@@ -64,7 +64,7 @@ class Lineage:
 
     def of_document(self, identity: str) -> list[Node]:
         """The corpora and examples in which a document or row with this id stands."""
-        tables = [node for node in self.nodes if node.stage == "corpus" or node.stage.startswith("examples-")]
+        tables = [node for node in self.nodes if node.stage.startswith(("corpus", "examples-"))]
         return [node for node in tables if node.path is not None and _holds(node.path / "data", identity)]
 
 

@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tasks.promotion import Outcome
 
 app = typer.Typer()
+
+Result = TypeVar("Result")
 
 
 @app.command()
@@ -38,14 +40,23 @@ def run(
     check_stages(settings, rebuild or [])
     started = time.monotonic()
     with Terminal() as terminal, contextlib.redirect_stdout(sys.stderr):
-        outcome = _run_pipeline(settings, terminal, frozenset(rebuild or []))
+        outcome = run_flow(settings, terminal, frozenset(rebuild or []), _pipeline)
     seconds = time.monotonic() - started
     terminal.console.print(closing(outcome, seconds))
     if as_json:
         print(json.dumps(outcome.as_json(), ensure_ascii=False))
 
 
-def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str]) -> "Outcome":
+def _pipeline() -> "Callable[[PipelineConfig], Outcome]":
+    from flows.pipeline import pipeline  # imports prefect, while the server starts
+
+    return pipeline
+
+
+def run_flow(
+    settings: PipelineConfig, watcher: Any, rebuild: frozenset[str], flow_of: "Callable[[], Callable[[PipelineConfig], Result]]"
+) -> Result:
+    """Run the flow that `flow_of` imports, with the settings, against the home's server."""
     from flows.server import mark_dead_flow_runs, private_server, set_default_environment
 
     set_default_environment()
@@ -54,7 +65,7 @@ def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str
     home = open_home(home_folder())
     with _interruptible(), private_server(home) as server:
         os.environ.update(server.client_environment())
-        from flows.pipeline import pipeline  # imports prefect, while the server starts
+        flow = flow_of()
         from flows.session import OPTIONS, Options
         from tasks.tracking import Connection
 
@@ -64,7 +75,7 @@ def _run_pipeline(settings: PipelineConfig, watcher: Any, rebuild: frozenset[str
         server.wait_ready()
         mark_dead_flow_runs(home)
         OPTIONS.set(Options(watcher, rebuild))
-        return pipeline(settings)
+        return flow(settings)
 
 
 @contextlib.contextmanager
