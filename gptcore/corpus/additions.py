@@ -7,7 +7,7 @@
 No test document of any round is train of any round. A text is known by its content, so files that were moved, sorted or
 extended bring nothing twice; a group keeps the split it has; new train documents that hold an old held-out one are set aside,
 and so are new held-out documents that stand in train, old or new. An old held-out document that new train documents hold only
-together is retired: it is no longer tested on.
+together is retired: it is no longer tested on, and its text is train never.
 """
 
 import hashlib
@@ -52,10 +52,11 @@ def build_new(
         if isinstance(source, FilesSource)
     }
     corpus = gather(config, split, home, skip)
-    retired = subtract(corpus, before, split, tasks)
+    gone = [entry["text"] for entry in _retired(old)]
+    retired = subtract(corpus, before, split, tasks, gone)
     for name in SPLITS:
         write_split(folder / "data" / f"{name}.parquet", corpus.documents[name], name)
-    write_json(folder / _RETIRED, [[document.source, document.id] for document in retired])
+    write_json(folder / _RETIRED, [{"source": d.source, "id": d.id, "text": content(d.text)} for d in retired])
     numbers = _numbers(corpus.documents)
     numbers |= {"retired": len(retired), "set_aside": len(corpus.aside), "files_passed": sum(map(len, skip.values()))}
     write_files(folder, config, identities, seen)
@@ -65,10 +66,11 @@ def build_new(
 
 def build_all(folder: Path, old: Path, new: Path) -> Numbers:
     """Fill `folder` with the corpus `old` and what was added to it, `new`, as one corpus."""
-    retired = {(source, identity) for source, identity in json.loads((new / _RETIRED).read_text(encoding="utf-8"))}
-    united = unite(read_all(old), read_all(new), retired)
+    retired = _retired(new)
+    united = unite(read_all(old), read_all(new), {(entry["source"], entry["id"]) for entry in retired})
     for name in SPLITS:
         write_split(folder / "data" / f"{name}.parquet", united[name], name)
+    write_json(folder / _RETIRED, [*_retired(old), *retired])
     (folder / REPORT).mkdir()
     write_json(folder / REPORT / _FILES, _files_of(new))
     numbers = _numbers(united)
@@ -88,9 +90,14 @@ def read_all(corpus: Path) -> dict[SplitName, list[Document]]:
     }
 
 
-def subtract(corpus: Corpus, old: Documents, split: SplitConfig, tasks: Sequence[Protected] = ()) -> list[Document]:
-    """Leave in `corpus`, which was gathered, only what is new beside `old`, and may be; returns old documents to retire."""
-    _keep_unknown(corpus, old)
+def subtract(
+    corpus: Corpus, old: Documents, split: SplitConfig, tasks: Sequence[Protected] = (), gone: Collection[str] = ()
+) -> list[Document]:
+    """Leave in `corpus`, which was gathered, only what is new beside `old`, and may be; returns old documents to retire.
+
+    `gone`: `content` of texts that were retired before.
+    """
+    _keep_unknown(corpus, old, gone)
     held_out = [document for name in SPLITS[1:] for document in old[name]]
     old_train = [ngram_hashes(document.text, split.ngram) for document in old["train"]]
     earlier = Protected.of(EARLIER, (document.text for document in held_out), split.ngram)
@@ -133,17 +140,26 @@ def _files_of(corpus: Path) -> dict[str, list[str]]:
     return files
 
 
-def _keep_unknown(corpus: Corpus, old: Documents) -> None:
+def _retired(corpus: Path) -> list[dict[str, str]]:
+    """Source, id and content of held-out documents that are no longer tested on; none where nothing was added yet."""
+    try:
+        retired: list[dict[str, str]] = json.loads((corpus / _RETIRED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return retired
+
+
+def _keep_unknown(corpus: Corpus, old: Documents, gone: Collection[str]) -> None:
     """Set aside texts that `old` holds, and give every other one a place of its own: a free id, and the split of its group."""
     before = [(name, document) for name in SPLITS for document in old[name]]
-    texts = {_content(document.text) for _, document in before}
+    texts = {*gone, *(content(document.text) for _, document in before)}
     places = {(document.source, document.id) for _, document in before}
     groups = {document.group: name for name, document in before}
     found = corpus.documents
     corpus.documents = {name: [] for name in SPLITS}
     for name in SPLITS:
         for document in found[name]:
-            if (key := _content(document.text)) in texts:
+            if (key := content(document.text)) in texts:
                 corpus.set_aside(document, "known")
                 continue
             if (document.source, document.id) in places:  # the same row or file with another text
@@ -151,7 +167,8 @@ def _keep_unknown(corpus: Corpus, old: Documents) -> None:
             corpus.documents[groups.get(document.group, name)].append(document)
 
 
-def _content(text: str) -> str:
+def content(text: str) -> str:
+    """What tells two texts apart, in 32 characters."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
