@@ -13,10 +13,10 @@ from prefect.runtime import flow_run
 
 from gptcore.artifacts import Artifact, Recipe, Store, load_artifact
 from gptcore.config import EvaluationConfig, ModelConfig, PipelineConfig
+from gptcore.corpus.watching import changed_sources
 from gptcore.errors import ArtifactError
 from gptcore.evaluation.forgetting import Gate, build_forgetting, decide, read_forgetting
 from gptcore.lineage import Lineage, Node
-from tasks.corpus import source_digests
 from tasks.promotion import Outcome, Promotion, evaluate_champion, register
 from tasks.registry import Registry, Version
 from tasks.run import Run, stage_task
@@ -49,7 +49,7 @@ class Champion:
 
     def has_seen(self, config: PipelineConfig, home: Path) -> bool:
         """Whether the sources are now what they were when it was made."""
-        return source_digests(config.corpus, home).items() <= self.sources.items()
+        return not changed_sources(config.corpus, home, self.sources)
 
 
 def find_champion(store: Store, config: PipelineConfig) -> Champion | None:
@@ -105,6 +105,8 @@ def promote_candidate(
     if judged is not None:
         return judged
     now = registry.champion(version.name)
+    if now is not None and now.version == version.version:  # another run was quicker with the same candidate
+        return Promotion(now, "champion already")
     if now is None or now.version != champion.version:
         reason = f"the champion changed from version {champion.version} meanwhile"
         gate = Gate(False, f"{reason}; the next round goes on from the new one")

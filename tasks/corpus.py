@@ -77,10 +77,5 @@ def unite(run: Run, name: str, old: Artifact, new: Artifact) -> Artifact:
     return run.stage(recipe, partial(build_all, old=old.path, new=new.path), [old, new])
 
 
-def source_digests(config: CorpusConfig, home: Path) -> dict[str, str]:
-    """What every source holds right now, as a digest by its name. No text is read where its files have not changed."""
-    return _digests({source.name: identify(source, home) for source in config.sources})
-
-
 def _digests(identities: Mapping[str, Any]) -> dict[str, str]:
     return {name: digest_of(identity) for name, identity in identities.items()}

@@ -1,16 +1,20 @@
-"""Training a champion on: continual."""
+"""Training a champion on: continual, watch."""
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.common import Config, Json, Overrides, Text, read_settings
+from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig
+from gptcore.corpus.watching import Watch
 
 if TYPE_CHECKING:
     from tasks.continual import Continued
@@ -35,6 +39,38 @@ def continual(config: Config = None, text: Text = None, overrides: Overrides = N
     terminal.say(f"[bold]{continued.state}[/bold]: {continued.said}.")
     if as_json:
         print(json.dumps(continued.as_json(), ensure_ascii=False))
+
+
+@app.command()
+def watch(
+    config: Config = None, text: Text = None, overrides: Overrides = None,
+    every: Annotated[float, typer.Option(help="Seconds between two looks at the sources.", min=1.0)] = 30.0,
+) -> None:  # fmt: skip
+    """Tell Prefect (event gptcore.new-data) whenever the sources hold something new; a deployment can start on it."""
+    settings = read_settings(config, text, overrides)
+    home = open_home(home_folder())
+    watching = Watch(home, settings)
+    where = ", ".join(source.name for source in settings.corpus.sources)
+    print(f"watching {where} of {settings.name} every {every:g} seconds, end with Ctrl-C", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if changed := watching.look():
+                _announce(home, settings.name, changed)
+                watching.told()
+                print(f"new in {', '.join(changed)}: told Prefect", file=sys.stderr)
+            time.sleep(every)
+
+
+def _announce(home: Path, name: str, changed: list[str]) -> None:
+    from flows.server import private_server, set_default_environment
+
+    set_default_environment()
+    with private_server(home) as server:
+        os.environ.update(server.client_environment())
+        server.wait_ready()
+        from flows.events import announce
+
+        announce(name, changed)
 
 
 def _flow() -> "Callable[[PipelineConfig], Continued]":
