@@ -1,10 +1,11 @@
-"""New text comes in, round by round: only it is worked on, the champion is trained on with it, and nothing is tested on twice."""
+"""New text comes in, round by round: only it is worked on, the champion is trained on with it, and tests stay tests."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Pipeline:
         return len(client.search_runs([experiment.experiment_id], max_results=500))
 
 
-def tested_on(corpus: Path) -> set[str]:
+def held_out_of(corpus: Path) -> set[str]:
     return {text for name in SPLITS[1:] for text in read_split(corpus, name)["text"]}
 
 
@@ -129,7 +130,7 @@ def test_three_rounds_one_of_them_killed(pipeline):
         *(trained_on(path_of(told, "base"), path_of(told, "shards-new")) for told in (second, third)),
     )
     everything = [path_of(first, "corpus"), path_of(second, "corpus-all"), path_of(third, "corpus-all")]
-    assert not trained & set.union(*map(tested_on, everything))
+    assert not trained & set.union(*map(held_out_of, everything))
 
 
 def path_of(told: dict, stage: str) -> Path:
@@ -169,6 +170,7 @@ def kill_in_training(pipeline: Pipeline, beyond: int) -> None:
             journals = [run / "journal.jsonl" for run in set(store.glob("*.run")) - known]
             if any(line["step"] >= beyond for file in journals if file.exists() for line in read_journal(file)):
                 break
+            time.sleep(0.05)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
