@@ -35,8 +35,7 @@ class Settled(Chain):
     """The chain of a champion: all that it was made of is there; models of its tasks may not be."""
 
     def __init__(self, run: Run, config: PipelineConfig, champion: Champion) -> None:
-        # Its shape stays what it is, whatever the settings say now.
-        super().__init__(run, config.model_copy(update={"model": champion.model}))
+        super().__init__(run, champion.settings(config))
         self.champion = champion
 
     @cached_property
@@ -123,7 +122,7 @@ def standing(config: PipelineConfig, champion: Champion) -> Continued | None:
     """How a round ends that has nothing to do, found without building anything or telling MLflow; None if it has."""
     planned = Round(plan_run(), config, champion)
     home, version = planned.run.store.home, champion.version
-    if config.continual.tasks and tasks_behind(home, config, champion):
+    if tasks_behind(home, planned.config, champion):
         return None
     if champion.has_seen(config, home):
         return nothing_done(UNCHANGED, f"nothing changed since version {version.version} was made", [version])
@@ -149,7 +148,7 @@ def close(run: Run, config: PipelineConfig, champion: Champion) -> Continued:
     promoted = CHAMPION in promotion.version.aliases
     promotions: list[Promotion | None] = [promotion]
     evaluations = {"base": this.evaluation}
-    if promoted and config.continual.tasks and config.tasks:
+    if promoted and this.config.tasks:
         now = find_champion(run.store, config)
         assert now is not None, "it was promoted a moment ago"
         settled = Settled(run, config, now)

@@ -387,7 +387,8 @@ class ContinualConfig(Section):
     """A candidate whose bits per byte on the old test set may be higher than the champion's by more than this share, by the
     upper end of the 95 % interval, is not promoted."""
     tasks: bool = True
-    """Fine-tune the tasks again from a base that was promoted, each through a gate of its own."""
+    """Fine-tune the tasks again from a base that was promoted, each through a gate of its own; not those that were not there
+    when the first base was made, since its text was not cleaned of their test rows."""
     seed: int = 0
     """Draws the old text."""
 

@@ -34,7 +34,7 @@ class Champion:
     corpus: Artifact
     """All text that it and those before it were made from."""
     sources: Mapping[str, str]
-    """Digest of every source as it was then."""
+    """Digest of every source, and of the examples of every task, as it was then."""
 
     @property
     def tokenizer(self) -> Artifact:
@@ -46,6 +46,11 @@ class Champion:
     def model(self) -> ModelConfig:
         """Its shape."""
         return ModelConfig(**self.base.manifest()["settings"]["model"])
+
+    def settings(self, config: PipelineConfig) -> PipelineConfig:
+        """`config` with what cannot change in a round: its shape, and the tasks whose test rows its text was cleaned of."""
+        tasks = tuple(t for t in config.tasks if f"examples-{t.name}" in self.sources and config.continual.tasks)
+        return config.model_copy(update={"model": self.model, "tasks": tasks})
 
     def has_seen(self, config: PipelineConfig, home: Path) -> bool:
         """Whether the sources are now what they were when it was made."""

@@ -71,7 +71,7 @@ def pipeline(new_home, tmp_path) -> Pipeline:
     config = yaml.safe_load(home.config.read_text().replace(str(home.folder / "rows.jsonl"), str(home.folder / "texts")))
     config["tasks"] = [task for task in config["tasks"] if task["type"] == "classify"]
     config["tasks"][0]["training"]["steps"] = 5
-    config["training"]["steps"] = 60
+    config["training"]["steps"], config["tokenizer"]["vocabulary"] = 60, 360
     home.config.write_text(yaml.safe_dump(config))
     (home.folder / "texts").mkdir()
     return Pipeline(home, home.folder / "texts", rows)
@@ -102,7 +102,7 @@ def test_three_rounds_one_of_them_killed(pipeline):
     assert again["state"] == "Unchanged"
     assert "version 2 was judged: not clearly better on the new text" in again["said"]
 
-    second = pipeline.round("--set", "continual.steps=60")
+    second = pipeline.round("--set", "continual.steps=60", "--set", "continual.tasks=false")
     assert second["state"] == "Promoted", second["said"]
     assert [(row["model"], row["test_set"]) for row in second["forgetting"]] == [
         ("champion", "old"), ("champion", "new"), ("candidate", "old"), ("candidate", "new"),
@@ -112,8 +112,11 @@ def test_three_rounds_one_of_them_killed(pipeline):
     }
     assert second["artifacts"]["corpus-new"]["reused"], "another rate is no reason to look for new text again"
     assert pipeline.versions() == {1: ["previous"], 2: ["challenger"], 3: ["champion"]}
-    assert pipeline.versions("tiny-gpt-classify").keys() == {1, 2}, "the task was fine-tuned from the new champion"
+    assert pipeline.versions("tiny-gpt-classify").keys() == {1}
     check_lineage(pipeline, first, second)
+    late = pipeline.round("--set", "continual.steps=60")
+    assert "the tasks are fine-tuned from it now" in late["said"], "as after a kill between the base and its tasks"
+    assert pipeline.versions("tiny-gpt-classify").keys() == {1, 2}
     assert pipeline.round_without_torch("--set", "continual.steps=60")["state"] == "Unchanged"
 
     pipeline.add("c.jsonl", 700, 900)
