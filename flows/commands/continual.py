@@ -1,7 +1,6 @@
 """Training a champion on: continual, watch."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.common import Config, Json, Overrides, Text, read_settings
+from flows.commands.common import Config, Json, Overrides, Text, read_settings, tell
 from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig
 from gptcore.corpus.watching import Watch
@@ -36,9 +35,7 @@ def continual(config: Config = None, text: Text = None, overrides: Overrides = N
         terminal.console.print(closing(continued.outcome, time.monotonic() - started))
     if continued.table is not None:
         terminal.console.print(forgetting_table(continued.table))
-    terminal.say(f"[bold]{continued.state}[/bold]: {continued.said}.")
-    if as_json:
-        print(json.dumps(continued.as_json(), ensure_ascii=False))
+    tell(continued.as_json(), as_json, lambda: f"{continued.state}: {continued.said}.")
 
 
 @app.command()
