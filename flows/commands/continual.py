@@ -14,6 +14,7 @@ from flows.commands.common import Config, Json, Overrides, Text, read_settings, 
 from gptcore.artifacts import home_folder, open_home
 from gptcore.config import PipelineConfig
 from gptcore.corpus.watching import Watch
+from gptcore.errors import GptcoreError
 
 if TYPE_CHECKING:
     from tasks.continual import Continued
@@ -52,9 +53,12 @@ def watch(
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             if changed := watching.look():
-                _announce(home, settings.name, changed)
-                watching.told()
-                print(f"new in {', '.join(changed)}: told Prefect", file=sys.stderr)
+                try:
+                    _announce(home, settings.name, changed)
+                    watching.told()
+                    print(f"new in {', '.join(changed)}: told Prefect", file=sys.stderr)
+                except GptcoreError as error:  # it is told of with the next look
+                    print(f"new in {', '.join(changed)}, but {error}", file=sys.stderr)
             time.sleep(every)
 
 

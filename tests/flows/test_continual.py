@@ -18,6 +18,7 @@ from gptcore.corpus import SPLITS, read_split
 from gptcore.tokens import Shards, Tokenizer
 from gptcore.training.journal import read_journal
 
+MAIN = "from flows.cli import main; main()"
 WITHOUT_TORCH = "import sys\nfrom flows.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
 GENTLE = ("--set", "continual.rate=0.000001", "--set", "continual.steps=1")
 
@@ -33,16 +34,16 @@ class Pipeline:
     def add(self, name: str, first: int, last: int) -> None:
         (self.texts / name).write_text("".join(self.rows[first:last]))
 
-    def round(self, *arguments) -> dict:
-        return json.loads(self.home.gptcore("continual", self.home.config, "--json", *arguments).stdout)
-
-    def round_without_torch(self, *arguments) -> dict:
+    def round(self, *arguments, code: str = MAIN) -> dict:
         result = subprocess.run(
-            [sys.executable, "-c", WITHOUT_TORCH, "continual", str(self.home.config), "--json", *arguments],
+            [sys.executable, "-c", code, "continual", str(self.home.config), "--json", *arguments],
             env=self.home.environment, cwd=self.home.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr[-2000:]
         return json.loads(result.stdout)
+
+    def round_without_torch(self, *arguments) -> dict:
+        return self.round(*arguments, code=WITHOUT_TORCH)
 
     def versions(self, name: str = "tiny-gpt") -> dict[int, list[str]]:
         models = json.loads(self.home.gptcore("models", "--json").stdout)
@@ -163,8 +164,7 @@ def kill_in_training(pipeline: Pipeline, beyond: int) -> None:
     store = pipeline.home.home / "store" / "base" / "tiny-gpt"
     known = set(store.glob("*.run"))
     process = subprocess.Popen(
-        [sys.executable, "-c", "from flows.cli import main; main()", "continual", str(pipeline.home.config),
-         "--set", "continual.steps=60"],
+        [sys.executable, "-c", MAIN, "continual", str(pipeline.home.config), "--set", "continual.steps=60"],
         env=pipeline.home.environment, cwd=pipeline.home.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
