@@ -9,6 +9,7 @@ from gptcore.config import PipelineConfig
 from gptcore.evaluation.forgetting import read_forgetting
 from tasks.base import continue_base
 from tasks.continual import (
+    CAUGHT_UP,
     KEPT,
     PROMOTED,
     UNCHANGED,
@@ -139,7 +140,7 @@ def standing(config: PipelineConfig, champion: Champion) -> Continued | None:
 
 def close(run: Run, config: PipelineConfig, champion: Champion) -> Continued:
     """Make the candidate and judge it; fine-tune the tasks from whoever is champion then."""
-    if champion.has_seen(config, run.store.home):  # a run was killed before its tasks were made
+    if tasks_behind(run.store.home, champion.settings(config), champion):  # a run was killed before it made them
         return _close_tasks(run, config, champion)
     this = Round(run, config, champion)
     if this.lacks:
@@ -148,7 +149,7 @@ def close(run: Run, config: PipelineConfig, champion: Champion) -> Continued:
     promoted = CHAMPION in promotion.version.aliases
     promotions: list[Promotion | None] = [promotion]
     evaluations = {"base": this.evaluation}
-    if promoted and this.config.tasks:
+    if promoted and this.config.tasks and config.continual.tasks:
         now = find_champion(run.store, config)
         assert now is not None, "it was promoted a moment ago"
         settled = Settled(run, config, now)
@@ -165,8 +166,10 @@ def _close_tasks(run: Run, config: PipelineConfig, champion: Champion) -> Contin
     settled = Settled(run, config, champion)
     promotions = settled.promote_tasks()
     outcome = write_results(run, config.name, settled.evaluations, promotions)
-    said = f"nothing changed since version {champion.version.version} was made; the tasks are fine-tuned from it now"
-    return Continued(PROMOTED, said, outcome)
+    said = (
+        f"the tasks were behind and are fine-tuned from version {champion.version.version} now; new text is for the next round"
+    )
+    return Continued(CAUGHT_UP, said, outcome)
 
 
 def _show(run: Run, name: str, forgetting: Artifact) -> None:

@@ -22,7 +22,9 @@ from tasks.registry import Registry, Version
 from tasks.run import Run, stage_task
 
 FIRST, UNCHANGED, WAITING, PROMOTED, KEPT = "First", "Unchanged", "Waiting", "Promoted", "Kept"
-"""How a round ends: there was no champion yet; nothing is new; too little is new; the candidate is champion; it is not."""
+CAUGHT_UP = "CaughtUp"
+"""How a round ends: there was no champion yet; nothing is new; too little is new; the candidate is champion; it is not; or the
+tasks of the champion were missing and are made."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Champion:
 
     def settings(self, config: PipelineConfig) -> PipelineConfig:
         """`config` with what cannot change in a round: its shape, and the tasks whose test rows its text was cleaned of."""
-        tasks = tuple(t for t in config.tasks if f"examples-{t.name}" in self.sources and config.continual.tasks)
+        tasks = tuple(task for task in config.tasks if f"examples-{task.name}" in self.sources)
         return config.model_copy(update={"model": self.model, "tasks": tasks})
 
     def has_seen(self, config: PipelineConfig, home: Path) -> bool:
@@ -131,7 +133,7 @@ class Continued:
     """What a round ends with."""
 
     state: str
-    """One of the five above."""
+    """One of those above."""
     said: str
     """One sentence about it."""
     outcome: Outcome
@@ -145,7 +147,9 @@ class Continued:
 
 
 def tasks_behind(home: Path, config: PipelineConfig, champion: Champion) -> list[str]:
-    """The tasks that nobody has fine-tuned from this champion yet."""
+    """The tasks that nobody has fine-tuned from this champion yet, where the settings ask for it."""
+    if not config.continual.tasks:
+        return []
     registry = Registry(home)
 
     def is_made_of_it(version: Version) -> bool:
