@@ -220,7 +220,7 @@ def lineage_tree(found: Mapping[str, Any]) -> Tree:
 def _grow(branch: Tree, node: Mapping[str, Any], seen: set[str]) -> None:
     inner, again = node.get("made_of", ()), node["digest"] in seen
     where = "" if node["path"] else ", not in the store"
-    note = ", as above" if again and inner else where
+    note = ", as above" if node.get("above") or (again and inner) else where
     twig = branch.add(Text.assemble(node["stage"], (f" {node['digest'][:12]}{note}", "dim")))
     seen.add(node["digest"])
     for part in () if again else inner:
@@ -298,6 +298,18 @@ def removals_table(answer: Mapping[str, Any], *, done: bool) -> Group:
     if done:
         return Group(table, Text(f"{len(gone)} removed, {freed} freed; {stays}", "bold"))
     return Group(table, Text(f"This frees {freed}; {stays} Nothing was removed. Remove it: {answer['command']}", "bold"))
+
+
+def forgetting_table(rows: pandas.DataFrame) -> Table:
+    """Champion and candidate on old and new text."""
+    table = _table("model", "test set", "documents", "bits per byte", "95 % interval", "change", "")
+    for row in rows.to_dict("records"):
+        change = "" if pandas.isna(row["change"]) else f"{row['change']:+.2%}"
+        style = {"better": "green", "worse": "red"}.get(row["verdict"], "yellow")
+        between = f"{row['low']:.3f} – {row['high']:.3f}"
+        numbers = (f"{row['documents']:,}", f"{row['bits_per_byte']:.3f}", between, change)
+        table.add_row(row["model"], row["test_set"], *numbers, Text(row["verdict"], style))
+    return table
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table:

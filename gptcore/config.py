@@ -380,6 +380,47 @@ class CostConfig(Section):
     """In which both prices are, as a code of three letters (ISO 4217)."""
 
 
+class ContinualConfig(Section):
+    """How a champion is trained on when there is new text. Its shape and its tokenizer stay what they are."""
+
+    replay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of a round's text, in bytes, that is old: drawn from all that the champion and those before it were trained on."""
+    passes: Positive = 2.0
+    """Times that a round reads its text, unless `minutes`, `steps` or `tokens` gives it another budget."""
+    minutes: Positive | None = None
+    """Wall time of a round's training, as in `training`."""
+    steps: Count | None = None
+    """Optimizer steps of a round."""
+    tokens: Count | None = None
+    """Training tokens of a round."""
+    rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Peak learning rates of a round, as a share of those in `training.optimizer`: high ones learn faster and forget more."""
+    max_forgetting: Share = 0.02
+    """A candidate whose bits per byte on the old test set may be higher than the champion's by more than this share, by the
+    upper end of the 95 % interval, is not promoted."""
+    tasks: bool = True
+    """Fine-tune the tasks again from a base that was promoted, each through a gate of its own; not those that were not there
+    when the first base was made, since its text was not cleaned of their test rows."""
+    seed: int = 0
+    """Draws the old text."""
+
+    @model_validator(mode="after")
+    def _one_budget_at_most(self) -> Self:
+        given = [name for name in ("minutes", "steps", "tokens") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"set at most one of minutes, steps and tokens; set are: {', '.join(given)}")
+        return self
+
+    def training(self, config: TrainingConfig, text_tokens: int) -> TrainingConfig:
+        """The settings of a round's training: `config` with this budget and these rates. `text_tokens`: tokens to read once."""
+        optimizer = config.optimizer
+        rates = {"matrix_rate": optimizer.matrix_rate * self.rate, "rate": optimizer.rate * self.rate}
+        budget = {name: getattr(self, name) for name in ("minutes", "steps", "tokens")}
+        if not any(budget.values()):
+            budget["tokens"] = max(1, round(self.passes * text_tokens))
+        return config.model_copy(update={**budget, "optimizer": optimizer.model_copy(update=rates)})
+
+
 class PipelineConfig(Section):
     """From raw text to promoted models: the only parameter of the pipeline."""
 
@@ -403,6 +444,8 @@ class PipelineConfig(Section):
     """How results are measured."""
     cost: CostConfig = CostConfig()
     """What the machine and its electricity cost."""
+    continual: ContinualConfig = ContinualConfig()
+    """How `gptcore continual` trains the champion on with new text."""
 
     @model_validator(mode="after")
     def _tasks_have_different_names(self) -> Self:

@@ -46,9 +46,17 @@ class Lineage:
         """What went directly into an artifact."""
         return [self.node(digest, stage) for stage, digest in node.inputs.items()]
 
-    def tree(self, node: Node) -> dict[str, Any]:
-        """The artifact with everything it was made of, nested under `made_of`."""
-        return {**node.as_row(), "made_of": [self.tree(inner) for inner in self.made_of(node)]}
+    def tree(self, node: Node, seen: set[str] | None = None) -> dict[str, Any]:
+        """The artifact with everything it was made of, nested under `made_of`; what stands `above` already is not opened again.
+
+        A model that was trained on in many rounds shares its ancestors with its ancestors: opened each time, they would double
+        with every round.
+        """
+        seen = set() if seen is None else seen
+        if node.inputs and node.digest in seen:
+            return {**node.as_row(), "made_of": [], "above": True}
+        seen.add(node.digest)
+        return {**node.as_row(), "made_of": [self.tree(inner, seen) for inner in self.made_of(node)]}
 
     def dependents(self, digests: set[str]) -> list[Node]:
         """Every artifact that was made of one of `digests`, directly or not, in the order they were built."""
@@ -64,7 +72,7 @@ class Lineage:
 
     def of_document(self, identity: str) -> list[Node]:
         """The corpora and examples in which a document or row with this id stands."""
-        tables = [node for node in self.nodes if node.stage == "corpus" or node.stage.startswith("examples-")]
+        tables = [node for node in self.nodes if node.stage.startswith(("corpus", "examples-"))]
         return [node for node in tables if node.path is not None and _holds(node.path / "data", identity)]
 
 

@@ -41,6 +41,24 @@ def train_base(
     return train(run, recipe, job, [shards, tokenizer])
 
 
+@stage_task("base, continued", trains=True)
+def continue_base(
+    run: Run, name: str, model: ModelConfig, training: TrainingConfig, champion: Artifact, shards: Artifact, tokenizer: Artifact
+) -> Artifact:
+    """The base `champion`, whose shape and tokenizer these are, trained on."""
+    settings = {"model": model.model_dump(mode="json"), "training": training_settings(training)}
+    inputs = {"base": champion.digest, shards.stage: shards.digest, "tokenizer": tokenizer.digest}
+    job = Job(
+        model=model,
+        training=training,
+        shards=str(shards.path),
+        shards_digest=shards.digest,
+        tokenizer=str(tokenizer.path / "tokenizer"),
+        init_from=str(champion.path / "model"),
+    )
+    return train(run, Recipe("base", name, 1, settings, inputs), job, [champion, shards])
+
+
 def training_settings(training: TrainingConfig) -> dict[str, Any]:
     """What enters the fingerprint."""
     return training.model_dump(mode="json", exclude=_NO_RESULT)

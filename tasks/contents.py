@@ -95,7 +95,7 @@ class Contents:
 
 def is_data(stage: str) -> bool:
     """Whether a stage's artifact is rows of text."""
-    return stage == "corpus" or stage.startswith("examples")
+    return stage.startswith(("corpus", "examples"))
 
 
 def carries_data(stage: str) -> bool:

@@ -11,7 +11,7 @@ from tasks.run import Run, stage_task
 @stage_task("evaluation of {model.stage}")
 def evaluate(run: Run, name: str, config: EvaluationConfig, model: Artifact, test_set: Artifact) -> Artifact:
     """A base on the test documents of a corpus, or a task model on the test rows of its examples."""
-    what = "base" if test_set.stage == "corpus" else test_set.stage.removeprefix("examples-")
+    what = "base" if test_set.stage.startswith("corpus") else test_set.stage.removeprefix("examples-")
     inputs = {model.stage: model.digest, test_set.stage: test_set.digest}
     recipe = Recipe(f"evaluation-{what}", name, 1, config.model_dump(mode="json"), inputs)
 

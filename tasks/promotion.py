@@ -91,8 +91,16 @@ def promote(
 def _promote(
     run: Run, config: EvaluationConfig, model: Artifact, evaluation: Artifact, test_set: Artifact, prices: CostConfig
 ) -> Promotion:
-    assert run.tracking is not None
     registry = Registry(run.store.home, run.watcher.say)
+    version, judged = register(run, registry, model, evaluation, test_set, prices)
+    return judged or _decide(run, registry, version, config, evaluation, test_set)
+
+
+def register(
+    run: Run, registry: Registry, model: Artifact, evaluation: Artifact, test_set: Artifact, prices: CostConfig, **more: Any
+) -> tuple[Version, Promotion | None]:
+    """Register a model with its evidence and `more` of it; the version, and where it stands if it was judged before."""
+    assert run.tracking is not None
     name, value, _ = headline(read_results(evaluation.path))
     evidence = {
         "metrics": _metrics({model.stage: evaluation}),
@@ -101,6 +109,7 @@ def _promote(
         # What the gate needs when somebody promotes by hand later.
         "evaluation": str(evaluation.path),
         "test_set": str(test_set.path),
+        **more,
     }
     version = registry.register(run.tracking, model, evidence)
     if "verdict" in version.evidence:
@@ -108,8 +117,8 @@ def _promote(
         registry.complete_unfinished(version.name)
         version = registry.find(f"{version.name}/{version.version}")
         standing = "champion already" if CHAMPION in version.aliases else f"judged before: {version.evidence['verdict']}"
-        return Promotion(version, standing)
-    return _decide(run, registry, version, config, evaluation, test_set)
+        return version, Promotion(version, standing)
+    return version, None
 
 
 def promote_version(home: Path, reference: str, force: str | None) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def _decide(
         return Promotion(registry.promote(version.name, version.version, "first version"), "champion: the first version")
     if champion.version == version.version:
         return Promotion(champion, "champion already")
-    theirs = _evaluate_champion(run, registry, champion, config, test_set)
+    theirs = evaluate_champion(run, registry, champion, config, test_set)
     comparison = compare_evaluations(evaluation.path, theirs.path, resamples=config.resamples, seed=config.seed)
     metric = headline(read_results(evaluation.path))[0]
     numbers = f"{metric} {comparison.a:.4f} against {comparison.b:.4f} of version {champion.version}"
@@ -169,11 +178,11 @@ def comparison_rows(metric: str, version: Version, champion: Version, comparison
     ]  # fmt: skip
 
 
-def _evaluate_champion(
+def evaluate_champion(
     run: Run, registry: Registry, champion: Version, config: EvaluationConfig, test_set: Artifact
 ) -> Artifact:
     """The champion on the candidate's test set; stored like every evaluation, so it is done once."""
-    stage = "base" if test_set.stage == "corpus" else test_set.stage.replace("examples-", "finetune-")
+    stage = "base" if test_set.stage.startswith("corpus") else test_set.stage.replace("examples-", "finetune-")
     folder = registry.resolve(f"{champion.name}/{champion.version}").parent
     model = Artifact(stage, test_set.name, folder, "", champion.digest)
     aside = replace(run, artifacts={}, rebuild=frozenset())  # not a stage of this run

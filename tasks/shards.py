@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from gptcore.artifacts import Artifact, Numbers, Recipe
-from gptcore.config import ModelConfig, ShardsConfig, TaskConfig
+from gptcore.config import ContinualConfig, ModelConfig, ShardsConfig, TaskConfig
 from gptcore.downstream import encode_examples as encode_rows
 from gptcore.room import check_room
-from gptcore.tokens import Tokenizer
+from gptcore.tokens import Tokenizer, encode_round
 from gptcore.tokens import encode_corpus as encode_documents
 from tasks.run import Run, stage_task
 
@@ -26,6 +26,23 @@ def encode_corpus(run: Run, name: str, config: ShardsConfig, corpus: Artifact, t
         return encode_documents(folder, config, corpus.path, Tokenizer.load(tokenizer.path / "tokenizer"))
 
     return run.stage(recipe, make, [corpus, tokenizer])
+
+
+@stage_task("shards-new")
+def encode_new(
+    run: Run, name: str, config: ShardsConfig, continual: ContinualConfig, new: Artifact, corpus: Artifact, tokenizer: Artifact
+) -> Artifact:
+    """New text, with a share of the old beside it, in the ids of the tokenizer that the champion speaks."""
+    settings = {**config.model_dump(mode="json"), "replay": continual.replay, "seed": continual.seed}
+    inputs = {new.stage: new.digest, corpus.stage: corpus.digest, "tokenizer": tokenizer.digest}
+    recipe = Recipe("shards-new", name, 1, settings, inputs)
+
+    def make(folder: Path) -> Numbers:
+        known = Tokenizer.load(tokenizer.path / "tokenizer")
+        share, seed = continual.replay, continual.seed
+        return encode_round(folder, config, new.path, corpus.path, known, replay=share, seed=seed)
+
+    return run.stage(recipe, make, [new, corpus])
 
 
 @stage_task("shards-{task.name}")

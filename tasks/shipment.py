@@ -83,7 +83,9 @@ class Shipment:
         artifact = self.contents.artifact
         folder = artifact.path / "data"
         files = sorted(folder.glob("*.parquet"))
-        frame = next(pyarrow.parquet.ParquetFile(files[-1]).iter_batches(batch_size=_SAMPLE_ROWS)).to_pandas()
+        table = pyarrow.parquet.ParquetFile(files[-1])
+        empty = table.schema_arrow.empty_table()  # as a split of new text may be
+        frame = next(table.iter_batches(batch_size=_SAMPLE_ROWS), empty).to_pandas()
         rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
         numbers = {key: value for key, value in artifact.numbers.items() if is_number(value)}
         dataset = self.connection.describe(frame, folder, f"{artifact.name}-{artifact.stage}", artifact.digest[:DIGEST])

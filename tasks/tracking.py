@@ -257,7 +257,7 @@ class Tracking:
         """Begin the run that holds the stages' runs; its id, or None while MLflow cannot be used.
 
         `tags` (`gptcore.prefect_flow_run_id` and the like) stand on it and on every stage's run; `title` is its name,
-        and `parent` the run that it stands under, such as a sweep's. `known` hears its id, then or when MLflow can first be used.
+        and `parent` the run that it stands under, such as a sweep's. `known` hears its id, now or when MLflow can be used.
         Sets right what runs that died, or could not reach MLflow at their end, have left behind.
         """
         self._title, self._above = title, {"mlflow.parentRunId": parent} if parent else {}

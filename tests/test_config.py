@@ -119,3 +119,15 @@ def test_what_was_dumped_loads_as_the_same_settings(config):
         more="tasks: [{type: summarize, source: {type: files, paths: [t], target: s}, training: {steps: 5}}]\n",
     )
     assert parse_config(loaded.model_dump(mode="json")) == loaded
+
+
+def test_a_round_is_trained_as_the_base_was_but_gently_and_with_a_budget_of_its_own(config):
+    settings = config("continual.rate=0.1", "training.optimizer.rate=0.02")
+    training = settings.continual.training(settings.training, 5000)
+    assert (training.tokens, training.steps, training.minutes) == (10_000, None, None)
+    assert (training.optimizer.rate, training.optimizer.matrix_rate) == pytest.approx((0.002, 0.002))
+    assert training.batch == settings.training.batch
+    settings = config("continual.steps=30", "continual.minutes=2")
+    training = settings.continual.training(settings.training, 5000)
+    assert (training.tokens, training.steps, training.minutes) == (None, None, 2)
+    assert "replay" in problems(config, "continual.replay=1.0")

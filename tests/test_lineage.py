@@ -46,6 +46,22 @@ def test_a_model_leads_down_to_its_sources(chain):
     assert (books["stage"], books["digest"], books["path"]) == ("books", "1" * 64, None)
 
 
+def test_what_goes_in_along_several_ways_is_opened_once(tmp_path):
+    store = Store(tmp_path)
+    base = store.build(Recipe("base", "a", 1, {}, {"books": "1" * 64}), text("0"))
+    for number in range(1, 40):
+        shards = store.build(Recipe("shards", "a", 1, {}, {"base": base.digest}), text(f"shards {number}"))
+        inputs = {"base": base.digest, "shards": shards.digest, "more": base.digest}
+        base = store.build(Recipe("base", "a", 1, {}, inputs), text(str(number)))
+    lineage = Lineage(store.root)
+    tree = lineage.tree(lineage.node(base.digest))
+    assert tree["made_of"][1]["made_of"][0]["above"]
+    deepest = tree
+    while deepest["made_of"]:
+        deepest = deepest["made_of"][0]
+    assert deepest["stage"] == "books"
+
+
 def test_a_source_and_a_document_lead_up_to_everything_that_depends_on_them(chain):
     store, first, second, *_ = chain
     lineage = Lineage(store.root)

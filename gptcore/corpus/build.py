@@ -34,9 +34,8 @@ def build_corpus(
     """
     corpus = prepare(config, split, protected, home)
     _check_enough(corpus, split)
-    (folder / "data").mkdir(parents=True)
     for name in SPLITS:
-        _write_split(folder / "data" / f"{name}.parquet", corpus.documents[name], name)
+        write_split(folder / "data" / f"{name}.parquet", corpus.documents[name], name)
     numbers = _numbers(corpus, split)
     write_report(folder / "report", corpus, config, split, numbers)
     return numbers
@@ -55,7 +54,9 @@ def read_split(folder: Path, split: SplitName) -> "pandas.DataFrame":
     return pandas.read_parquet(path)
 
 
-def _write_split(path: Path, documents: Sequence[Document], split: SplitName) -> None:
+def write_split(path: Path, documents: Sequence[Document], split: SplitName) -> None:
+    """Write the documents of one split; equal documents give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[str]] = {
         "id": [document.id for document in documents],
         "text": [document.text for document in documents],

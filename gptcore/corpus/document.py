@@ -18,6 +18,7 @@ REASONS = {
     "empty": "holds white space only",
     "too_short": "is shorter than min_characters",
     "duplicate": "is the same, after cleaning, as a document that was kept",
+    "known": "is known already: the corpus that is added to holds it",
     "overlaps_train": "is held out and shares more than max_overlap of its n-grams with train",
 }
 IN_TEST_OF = "in_test_of_"

@@ -10,7 +10,7 @@ Every text that a source gives ends in a split or is set aside; `Corpus` counts 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,7 +50,20 @@ def prepare(config: CorpusConfig, split: SplitConfig, protected: Sequence[Path] 
     Raises `SourceError` for a source that is missing, before any is read.
     """
     tasks = [load_protected(path) for path in protected]
-    opened = [(source, read_source(source, config.workers, home)) for source in config.sources]
+    corpus = gather(config, split, home)
+    separate(corpus, split, tasks)
+    return corpus
+
+
+def gather(
+    config: CorpusConfig, split: SplitConfig, home: Path | None = None, skip: Mapping[str, Collection[str]] | None = None
+) -> Corpus:
+    """Read, clean and deal all sources, without looking for overlaps. `skip`: name of a source -> names of its files to pass.
+
+    Raises `SourceError` for a source that is missing, before any is read.
+    """
+    skip = skip or {}
+    opened = [(source, read_source(source, config.workers, home, skip.get(source.name, ()))) for source in config.sources]
     corpus = Corpus()
     seen: set[bytes] = set()
     for source, items in opened:
@@ -58,7 +71,6 @@ def prepare(config: CorpusConfig, split: SplitConfig, protected: Sequence[Path] 
         for document in _usable(items, config.min_characters, seen, corpus):
             for part in _parts(document, config.max_characters, each_part):
                 corpus.documents[split_of(part.group, split)].append(part)
-    _separate(corpus, split, tasks)
     return corpus
 
 
@@ -99,8 +111,11 @@ def _parts(document: Document, max_characters: int, each_part: bool) -> Iterator
         yield replace(document, id=identity, text=text, group=identity if each_part else document.group)
 
 
-def _separate(corpus: Corpus, split: SplitConfig, tasks: Sequence[Protected]) -> None:
-    """Set aside train documents that hold test rows, then held-out documents that stand in train."""
+def separate(corpus: Corpus, split: SplitConfig, tasks: Sequence[Protected], more_train: Sequence[Hashes] = ()) -> None:
+    """Set aside train documents that hold test rows, then held-out documents that stand in train.
+
+    `more_train`: n-grams of documents that are train as well, though they are not in this corpus.
+    """
     train: list[Document] = []
     grams: list[Hashes] = []
     for document in corpus.documents["train"]:
@@ -113,7 +128,7 @@ def _separate(corpus: Corpus, split: SplitConfig, tasks: Sequence[Protected]) ->
             grams.append(hashes)
     corpus.documents["train"] = train
     held_out = [document for name in SPLITS[1:] for document in corpus.documents[name]]
-    shares = shares_in_train([ngram_hashes(document.text, split.ngram) for document in held_out], grams)
+    shares = shares_in_train([ngram_hashes(document.text, split.ngram) for document in held_out], [*grams, *more_train])
     border = len(corpus.documents["valid"])
     corpus.overlap = {"valid": shares[:border], "test": shares[border:]}
     for name in SPLITS[1:]:

@@ -12,6 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcore.artifacts import Recipe
+from gptcore.corpus import SPLITS
+from gptcore.corpus.build import write_split
 from gptcore.errors import Interrupted, SettingsError, TrainingError
 from tasks.ledger import Record, record_path, unshipped
 from tasks.tracking import Tracking
@@ -48,6 +51,18 @@ def test_the_corpus_is_an_mlflow_dataset_and_what_is_made_from_it_says_so(told):
         assert (dataset.name, dataset.digest) == ("docs-gpt-corpus", artifacts["corpus"].digest[:36])
         assert json.loads(dataset.profile)["num_rows"] == 6
         assert json.loads(dataset.source)["uri"] == str(artifacts["corpus"].path / "data")
+
+
+def test_new_text_is_an_mlflow_dataset_though_a_split_of_it_is_empty(bench):
+    def make(folder: Path):
+        for name in SPLITS:
+            write_split(folder / "data" / f"{name}.parquet", [], name)
+        return {}
+
+    bench.build(Recipe("corpus-new", "docs-gpt", 1, {}, {"files": "0" * 64, "old corpus": "1" * 64}), make)
+    (dataset,) = bench.run_of("corpus-new").inputs.dataset_inputs
+    assert json.loads(dataset.dataset.profile)["num_rows"] == 0
+    assert bench.said == []
 
 
 def test_every_kept_checkpoint_is_a_logged_model_with_step_metrics_and_dataset(told):

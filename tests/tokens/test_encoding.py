@@ -1,9 +1,12 @@
 import csv
 import json
 
+import pytest
+
 from gptcore.config import ShardsConfig
-from gptcore.corpus import SPLITS, read_split
-from gptcore.tokens import Shards, Tokenizer, encode_corpus
+from gptcore.corpus import SPLITS, Document, read_split
+from gptcore.corpus.build import write_split
+from gptcore.tokens import Shards, Tokenizer, encode_corpus, encode_round
 
 
 def test_every_document_becomes_begin_its_ids_and_end(tiny):
@@ -39,3 +42,28 @@ def test_small_shards_hold_the_same_stream(tiny, tmp_path):
     many, one = (Shards.open(folder).split("train") for folder in (tmp_path, tiny.shards))
     assert len(list((tmp_path / "train").glob("*.tokens"))) > 1
     assert many.window(0, many.tokens).tolist() == one.window(0, one.tokens).tolist()
+
+
+def write_corpus(folder, **splits):
+    for split in ("train", "valid", "test"):
+        write_split(folder / "data" / f"{split}.parquet", splits.get(split, []), split)
+    return folder
+
+
+@pytest.mark.parametrize(("replay", "expected"), [(0.0, 0), (0.5, 40), (0.8, 160), (0.9, 200)])
+def test_a_round_reads_the_new_text_and_its_share_of_the_old(tiny, tmp_path, replay, expected):
+    tokenizer = Tokenizer.load(tiny.tokenizer / "tokenizer")
+    old = [Document(f"old-{n}", f"the index {n:03d} of the array", "texts", f"old-{n}") for n in range(200)]
+    new = [Document(f"new-{n}", f"the value {n:03d} of the array", "texts", f"new-{n}") for n in range(40)]
+    held = [Document("held", "a column of the matrix", "texts", "held")]
+    corpus = write_corpus(tmp_path / "all", train=old + new, valid=held, test=held)
+    added = write_corpus(tmp_path / "new", train=new)
+    numbers = encode_round(tmp_path / "shards", ShardsConfig(), added, corpus, tokenizer, replay=replay, seed=0)
+    shards = Shards.open(tmp_path / "shards")
+    assert numbers["replayed_bytes"] == expected * len(old[0].text)
+    train = shards.split("train")
+    texts = [tokenizer.decode(train.document(place)[1:-1].tolist()) for place in range(train.documents)]
+    assert texts[:40] == [document.text for document in new]
+    assert len(set(texts)) == len(texts) == 40 + expected
+    assert {text[4:9] for text in texts[40:]} <= {"index"}
+    assert shards.split("valid").documents == shards.split("test").documents == 1

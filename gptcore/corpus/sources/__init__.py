@@ -1,6 +1,6 @@
 """Where text comes from: one file per type of source, each with a way to identify it cheaply and a way to read it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,17 @@ def identify(source: Source, home: Path) -> dict[str, Any]:
     return identify_python_docs(source, home)
 
 
-def read_source(source: Source, workers: int = 1, home: Path | None = None) -> Iterator[Document | SetAside]:
+def read_source(
+    source: Source, workers: int = 1, home: Path | None = None, skip: Collection[str] = ()
+) -> Iterator[Document | SetAside]:
     """Read a source in a fixed order; what cannot be read is set aside with its reason.
 
     That files, packages or a data set are missing is raised by the call itself, as `SourceError`; a missing column with the
     first row. `workers` processes parse Python; with a `home`, what they found is kept in `<home>/cache` for the next time.
-    Texts come as they are, not cleaned.
+    Files whose names are in `skip` are not read. Texts come as they are, not cleaned.
     """
     if isinstance(source, FilesSource):
-        return read_files(source)
+        return read_files(source, skip)
     if isinstance(source, HubSource):
         return read_hub(source)
     return read_python_docs(source, workers, home)

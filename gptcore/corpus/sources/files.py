@@ -7,7 +7,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,9 @@ def identify_files(source: FilesSource, home: Path) -> dict[str, str]:
     return file_digests(files, home, f"source {source.name}")
 
 
-def read_files(source: FilesSource) -> Iterator[Document | SetAside]:
-    """Every text of every file, in the order of the settings and of the names."""
-    return _read_all(source, find_files(source))
+def read_files(source: FilesSource, skip: Collection[str] = ()) -> Iterator[Document | SetAside]:
+    """Every text of every file but those whose names are in `skip`, in the order of the settings and of the names."""
+    return _read_all(source, {name: path for name, path in find_files(source).items() if name not in skip})
 
 
 # ------------------------------------------------------------------------------------------------------- finding --
