@@ -166,7 +166,7 @@ def test_a_step_that_fails_leaves_the_schema_and_is_done_again(tmp_path):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(DiskFullError):
-        open_home(home, 2, {1: step}, tries.append)
+        open_home(home, 2, {1: step}, lambda _: None)
     assert (home / "schema").read_text().strip() == "1"
     open_home(home, 2, {1: step}, lambda _: None)
     assert (home / "schema").read_text().strip() == "2"
