@@ -43,3 +43,7 @@ def gptcore(
 
 for commands in (running, continual, sweeping, operations, models, reproducing, upkeep):
     app.add_typer(commands.app)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
     <home>/services/supervisor.lock    locked by the supervisor for its life: free means down
     <home>/services/state.json         its pid, the addresses, every service with pid, start and restarts
+    <home>/services/watched.json       the pipelines whose sources are watched
     <home>/services/*.log              what each of them said
     <home>/services/mlflow-*           MLflow's own users and secret key (0600); the password is that of Prefect's server
 
@@ -24,7 +25,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,7 +111,7 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.leash", *start.command],
                 env={**start.environment, PARENT: str(os.getpid()), GRACE: str(start.grace)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.log.parent,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=start.folder or self.log.parent,
                 pass_fds=[start.listener.fileno()] if start.listener else [],
             )  # fmt: skip
         self.since, self.restarts = time.time(), self.restarts + 1
@@ -142,6 +143,8 @@ class Start:
     environment: dict[str, str]
     grace: float = 5.0
     listener: socket.socket | None = None
+    folder: Path | None = None
+    """Where relative paths begin."""
 
     def __enter__(self) -> "Start":
         return self
@@ -165,6 +168,7 @@ class Supervisor:
             self.services.append(Service(home, "mlflow", self._mlflow))
         pools = [CPU_POOL, GPU_POOL] if has_card() else [CPU_POOL]
         self.services += [Service(home, f"worker-{pool}", lambda pool=pool: self._worker(pool)) for pool in pools]  # type: ignore[misc]
+        self._watch()
         self._prefect_since, self._prefect_restarts = time.time(), 0
         self._deaf = {"prefect": 0, "mlflow": 0}
         self._looked, self._settle_from = time.monotonic(), 0.0
@@ -253,11 +257,28 @@ class Supervisor:
                 self._deaf[name] = 0
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM if name == "mlflow" else signal.SIGKILL)
+        self._watch()
         if has_dead_runs(self.home) and time.monotonic() > self._settle_from:
             self._settle_from = time.monotonic() + _SETTLE_PAUSE  # what cannot be settled now is tried again, but not at once
             helper("flows.runs", "settle")
 
+    def _watch(self) -> None:
+        """A service for every settings file whose sources are watched, and none for the others."""
+        wanted = {f"watch-{name}": where for name, where in watched(self.home).items()}
+        for service in [
+            service for service in self.services if service.name.startswith("watch-") and service.name not in wanted
+        ]:
+            service.end()
+            service.wait(10.0)
+            self.services.remove(service)
+        for name in wanted.keys() - {service.name for service in self.services}:
+            self.services.append(Service(self.home, name, lambda where=wanted[name]: self._watcher(where)))  # type: ignore[misc]
+
     # ------------------------------------------------------------------------------------------------- commands --
+
+    def _watcher(self, where: Mapping[str, str]) -> Start:
+        command = [sys.executable, "-P", "-m", "flows.cli", "watch", where["config"]]
+        return Start(command, dict(os.environ), folder=Path(where["folder"]))
 
     def _worker(self, pool: str) -> Start:
         command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool]
@@ -382,6 +403,24 @@ def mlflow_pages(home: Path) -> str | None:
         return uri.rstrip("/")
     state = read_state(home)
     return state.mlflow if state and is_up(home) else None
+
+
+def watched(home: Path) -> dict[str, dict[str, str]]:
+    """Name of a pipeline -> its settings file and the folder in which its relative paths begin."""
+    try:
+        found: dict[str, dict[str, str]] = json.loads((home / "services" / "watched.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def set_watched(home: Path, files: Mapping[str, Path], *, watch: bool) -> None:
+    """From now on the sources of these pipelines are watched, or not. The supervisor notices within seconds."""
+    (home / "services").mkdir(mode=0o700, exist_ok=True)
+    entries = {name: entry for name, entry in watched(home).items() if name not in files}
+    if watch:
+        entries |= {name: {"config": str(file.absolute()), "folder": str(Path.cwd())} for name, file in files.items()}
+    write_json(home / "services" / "watched.json", entries)
 
 
 def start_supervisor(home: Path, prefect_port: int, mlflow_port: int) -> subprocess.Popen[bytes]:

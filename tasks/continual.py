@@ -106,7 +106,7 @@ def promote_candidate(
     config: PipelineConfig,
     model: Artifact,
     evaluation: Artifact,
-    corpus: Artifact,
+    test_set: Artifact,
     champion: Version,
     forgetting: Artifact,
 ) -> Promotion:  # fmt: skip

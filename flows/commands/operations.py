@@ -32,16 +32,17 @@ MlflowPort = Annotated[int, typer.Option(help="Where MLflow's server goes the fi
 @app.command()
 def up(
     configs: Configs = None, cron: Cron = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Run continual whenever the sources hold something new.")] = False,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, for systemd or a container.")] = False,
     prefect_port: PrefectPort = 4200, mlflow_port: MlflowPort = 5000, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Keep Prefect's server, MLflow's server and a worker running, with a schedule; what dies is started again."""
-    from flows.services import is_up, start_supervisor, status, supervise, wait_ready
+    from flows.services import is_up, set_watched, start_supervisor, status, supervise, wait_ready, watched
 
     files = configs or [quickstart()]
-    for file in files:
-        load_config(file)  # a mistake is told before anything starts
+    names = {load_config(file).name: file for file in files}  # a mistake is told before anything starts
     home = open_home(home_folder())
+    set_watched(home, names, watch=watch)
     if foreground:
         supervise(home, prefect_port, mlflow_port, lambda: print("deployed", *_deploy(home, files, cron), flush=True))
         return
@@ -49,8 +50,8 @@ def up(
     wait_ready(home, process)
     if process is not None:
         process.returncode = 0  # it stays when we end
-    names = _deploy(home, files, cron)
-    answer = {**status(home), "deployed": names}
+    _deploy(home, files, cron)
+    answer = {**status(home), "deployed": list(names), "watched": sorted(watched(home))}
     tell(answer, as_json, lambda: _up(answer))
 
 
@@ -59,6 +60,7 @@ def _up(answer: dict[str, Any]) -> str:
     lines.append(f"MLflow   {answer['mlflow']}" if answer["mlflow"] else "MLflow   your own server")
     lines.append(f"both ask for the user and password in {answer['password']}")
     lines += [f"deployed {name}: pipeline every night, and every stage by hand" for name in answer["deployed"]]
+    lines += [f"watching the sources of {name}: new text starts continual" for name in answer["watched"]]
     lines.append("gptcore status shows them, gptcore down ends them")
     return "\n".join(lines)
 
