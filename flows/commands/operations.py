@@ -37,7 +37,8 @@ def up(
     prefect_port: PrefectPort = 4200, mlflow_port: MlflowPort = 5000, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Keep Prefect's server, MLflow's server and a worker running, with a schedule; what dies is started again."""
-    from flows.services import is_up, set_watched, start_supervisor, status, supervise, wait_ready, watched
+    from flows.services import is_up, set_watched, start_supervisor, status, wait_ready, watched
+    from flows.supervisor import supervise
 
     files = configs or [quickstart()]
     names = {load_config(file).name: file for file in files}  # a mistake is told before anything starts

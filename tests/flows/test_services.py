@@ -19,7 +19,8 @@ import mlflow
 import psutil
 import pytest
 
-from flows.services import Service, Start, is_up, read_state
+from flows.services import is_up, read_state
+from flows.supervisor import Service, Start
 from gptcore.training.journal import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
