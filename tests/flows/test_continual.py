@@ -46,13 +46,17 @@ class Pipeline:
         return self.round(*arguments, code=WITHOUT_TORCH)
 
     def versions(self, name: str = "tiny-gpt") -> dict[int, list[str]]:
-        models = json.loads(self.home.gptcore("models", "--json").stdout)
-        return {row["version"]: row["aliases"] for row in models if row["name"] == name}
+        made = self.client.search_model_versions(f"name = '{name}'")
+        aliases = self.client.get_registered_model(name).aliases
+        return {int(v.version): [alias for alias, number in aliases.items() if int(number) == int(v.version)] for v in made}
 
     def mlflow_runs(self) -> int:
-        client = mlflow.MlflowClient(f"sqlite:///{self.home.home}/mlflow.db")
-        experiment = client.get_experiment_by_name("tiny-gpt")
-        return len(client.search_runs([experiment.experiment_id], max_results=500))
+        experiment = self.client.get_experiment_by_name("tiny-gpt")
+        return len(self.client.search_runs([experiment.experiment_id], max_results=500))
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(f"sqlite:///{self.home.home}/mlflow.db")
 
 
 def held_out_of(corpus: Path) -> set[str]:
@@ -93,7 +97,6 @@ def test_three_rounds_one_of_them_killed(pipeline):
     waiting = pipeline.round()
     assert waiting["state"] == "Waiting"
     assert "a round needs 20 of each" in waiting["said"]
-    assert pipeline.round_without_torch()["state"] == "Waiting"
 
     pipeline.add("b.jsonl", 400, 700)
     kept = pipeline.round(*GENTLE)
@@ -118,7 +121,6 @@ def test_three_rounds_one_of_them_killed(pipeline):
     late = pipeline.round("--set", "continual.steps=60")
     assert late["state"] == "CaughtUp", "as after a kill between the base and its tasks"
     assert pipeline.versions("tiny-gpt-classify").keys() == {1, 2}
-    assert pipeline.round_without_torch("--set", "continual.steps=60")["state"] == "Unchanged"
 
     pipeline.add("c.jsonl", 700, 900)
     kill_in_training(pipeline, beyond=10)
