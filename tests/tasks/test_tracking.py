@@ -34,6 +34,7 @@ def test_every_stage_tells_its_settings_numbers_report_and_tags(told):
     corpus = told.run_of("corpus")
     assert corpus.data.params == {
         "sources.0.type": "files",
+        "sources.0.name": "files",
         "sources.0.paths": '["a", "b"]',
         "min_characters": "50",
     }
