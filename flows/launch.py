@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from flows.runs import mark_dead_flow_runs
-from flows.server import private_server, set_default_environment
+from flows.operations.runs import mark_dead_flow_runs
+from flows.operations.server import private_server, set_default_environment
 from gptcore.artifacts import home_folder, open_home
 from gptcore.errors import Interrupted
 

@@ -13,7 +13,7 @@ from typing import Any
 from flows.chain import Chain
 from flows.changes import Change, recorded_answers, what_changed
 from flows.lookup import Registry, find_artifact
-from flows.server import set_default_environment
+from flows.operations.server import set_default_environment
 from gptcore.artifacts import Artifact, Store
 from gptcore.errors import ArtifactError, CorruptArtifactError
 from gptcore.record import Record, read_record

@@ -8,8 +8,8 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from flows.server import use_server
-from flows.services import mlflow_pages
+from flows.operations.server import use_server
+from flows.operations.services import mlflow_pages
 from gptcore.artifacts import Store, home_folder
 from gptcore.config import PipelineConfig
 from tasks.active import ActiveRun

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from flows.server import set_default_environment
+from flows.operations.server import set_default_environment
 from flows.terminal import Terminal
 from gptcore.artifacts import Store, home_folder, read_manifest, sha256_file
 from gptcore.config import PipelineConfig

@@ -1,4 +1,4 @@
-"""What may go: whatever is old and nothing needs. Pure decisions; who looks and who removes is `flows/clean.py`.
+"""What may go: whatever is old and nothing needs. Pure decisions; who looks and who removes is `flows/operations/clean.py`.
 
 pinned   what a version under an alias needs: its artifact, its evaluation and test set, and all that these were made of
 kept     pinned; the newest artifact of every stage and name; what was built or used lately; and what all these were made of

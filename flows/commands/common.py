@@ -61,7 +61,7 @@ def check_stages(settings: PipelineConfig, rebuild: list[str]) -> None:
 
 def open_registry() -> Any:
     """The registry of the home; imports mlflow."""
-    from flows.server import set_default_environment
+    from flows.operations.server import set_default_environment
 
     set_default_environment()
     from tasks.registry import Registry

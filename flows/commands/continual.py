@@ -21,7 +21,8 @@ app = typer.Typer()
 def continual(config: Config = None, text: Text = None, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the champion on with what is new in the sources; promote it if it learned that and kept the old."""
     from flows.launch import flow_environment
-    from flows.terminal import Terminal, closing, forgetting_table
+    from flows.tables import closing, forgetting_table
+    from flows.terminal import Terminal
 
     settings = read_settings(config, text, overrides)
     started = time.monotonic()
@@ -60,7 +61,7 @@ def watch(
 
 
 def _announce(home: Path, name: str, changed: list[str]) -> None:
-    from flows.server import private_server, set_default_environment
+    from flows.operations.server import private_server, set_default_environment
 
     set_default_environment()
     with private_server(home) as server:

@@ -98,7 +98,7 @@ def _lines(prompt: str) -> Iterator[str]:
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the registered models, their versions and aliases."""
-    from flows.terminal import models_table
+    from flows.tables import models_table
 
     rows = [version.as_row() for version in open_registry().all_versions()]
     none = f"No model is registered yet in {home_folder()}: gptcore run makes the first ones."
@@ -112,7 +112,7 @@ def show(
 ) -> None:
     """Show what an artifact or a registered model is made of and how good it is."""
     from flows.lookup import describe
-    from flows.terminal import facts_table
+    from flows.tables import facts_table
 
     facts = describe(what, open_home(home_folder()), open_registry)
     tell(facts, as_json, lambda: facts_table(facts))
@@ -139,7 +139,7 @@ def lineage(
 ) -> None:
     """Tell what something was made of, down to the sources, and every artifact, version and alias that depends on it."""
     from flows.lookup import lineage as trace
-    from flows.terminal import lineage_tree
+    from flows.tables import lineage_tree
 
     found = trace(what, open_home(home_folder()), open_registry)
     tell(found, as_json, lambda: lineage_tree(found))
@@ -163,7 +163,7 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Tell every change of champion: when, from which version to which, why and by whom."""
-    from flows.terminal import history_table
+    from flows.tables import history_table
 
     registry = open_registry()
     changes = registry.history(name)

@@ -37,8 +37,8 @@ def up(
     prefect_port: PrefectPort = 4200, mlflow_port: MlflowPort = 5000, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Keep Prefect's server, MLflow's server and a worker running, with a schedule; what dies is started again."""
-    from flows.services import is_up, set_watched, start_supervisor, status, wait_ready, watched
-    from flows.supervisor import supervise
+    from flows.operations.services import is_up, set_watched, start_supervisor, status, wait_ready, watched
+    from flows.operations.supervisor import supervise
 
     files = configs or [quickstart()]
     names = {load_config(file).name: file for file in files}  # a mistake is told before anything starts
@@ -67,7 +67,7 @@ def _up(answer: dict[str, Any]) -> str:
 
 
 def _deploy(home: Path, files: list[Path], cron: str | None) -> list[str]:
-    from flows.deployment import deploy
+    from flows.operations.deployment import deploy
 
     with prefect_at(home):
         return [deploy(file, Path.cwd(), cron) for file in files]
@@ -76,8 +76,8 @@ def _deploy(home: Path, files: list[Path], cron: str | None) -> list[str]:
 @app.command()
 def down(as_json: Json = False) -> None:
     """End what `gptcore up` started. Runs of the worker save; the next run continues from there."""
-    from flows.services import down as end
-    from flows.services import wait_for_prefect_to_end
+    from flows.operations.services import down as end
+    from flows.operations.services import wait_for_prefect_to_end
     from tasks.active import active_runs
 
     home = open_home(home_folder())
@@ -95,10 +95,10 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the services, the runs at work, the last ones and the next scheduled ones."""
-    from flows.runs import recent
-    from flows.services import shell as variables
-    from flows.services import status as services
-    from flows.terminal import status_tables
+    from flows.operations.runs import recent
+    from flows.operations.services import shell as variables
+    from flows.operations.services import status as services
+    from flows.tables import status_tables
     from tasks.active import active_runs
 
     home = open_home(home_folder())
@@ -124,8 +124,8 @@ def logs(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Print what a run logged: stages, training, trouble."""
-    from flows.runs import logs as read
-    from flows.runs import short
+    from flows.operations.runs import logs as read
+    from flows.operations.runs import short
 
     lines: list[dict[str, str]] = []
 
@@ -148,8 +148,8 @@ def logs(
 @app.command()
 def cancel(run: Run, as_json: Json = False) -> None:
     """End a run. Its trainer saves, and a later run continues from there."""
-    from flows.runs import cancel as end
-    from flows.runs import short
+    from flows.operations.runs import cancel as end
+    from flows.operations.runs import short
 
     home = open_home(home_folder())
     with prefect_at(home):
@@ -161,7 +161,7 @@ def cancel(run: Run, as_json: Json = False) -> None:
 @contextlib.contextmanager
 def prefect_at(home: Path) -> Iterator[None]:
     """The server of the home, started if need be, for a command that asks or tells it something."""
-    from flows.server import private_server, set_default_environment
+    from flows.operations.server import private_server, set_default_environment
 
     set_default_environment()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")

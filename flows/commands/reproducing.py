@@ -25,7 +25,8 @@ def reproduce(
 ) -> None:
     """Build a model again from its record alone, in a scratch store, and say whether it is the same, bit by bit."""
     from flows.reproduction import reproduce as rebuild
-    from flows.terminal import Terminal, reproduction_table
+    from flows.tables import reproduction_table
+    from flows.terminal import Terminal
 
     told = "interrupted; what was rebuilt so far is removed, the recorded model was not touched"
     with interruptible(told), Terminal() as terminal, contextlib.redirect_stdout(sys.stderr):

@@ -23,7 +23,8 @@ def run(
 ) -> None:
     """Build or reuse every stage, evaluate, register and promote."""
     from flows.launch import flow_environment
-    from flows.terminal import Terminal, closing
+    from flows.tables import closing
+    from flows.terminal import Terminal
 
     settings = read_settings(config, text, overrides)
     check_stages(settings, rebuild or [])
@@ -53,7 +54,8 @@ def plan(
     """Say for every stage whether a run would reuse or build it, and why."""
     from flows.chain import Chain
     from flows.session import OPTIONS, Options, plan_run
-    from flows.terminal import Terminal, plan_table
+    from flows.tables import plan_table
+    from flows.terminal import Terminal
 
     settings = read_settings(config, text, overrides)
     check_stages(settings, rebuild or [])

@@ -22,7 +22,8 @@ def sweep(
 ) -> None:
     """Train a pipeline's model with different settings, compare on validation text, and write the best as settings that run."""
     from flows.launch import flow_environment
-    from flows.terminal import Terminal, sweep_closing
+    from flows.tables import sweep_closing
+    from flows.terminal import Terminal
     from gptcore.sweeps import load_sweep
 
     settings = load_sweep(config, overrides or ())

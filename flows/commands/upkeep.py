@@ -24,8 +24,8 @@ def clean(
     as_json: Json = False,
 ) -> None:
     """Tell what old artifacts, checkpoints and leftovers may go, and with --yes remove them. What an alias needs stays."""
-    from flows.clean import apply, plan_clean, upkeep
-    from flows.terminal import removals_table
+    from flows.operations.clean import apply, plan_clean, upkeep
+    from flows.tables import removals_table
 
     store = Store(home_folder())
     registry, now = open_registry(), time.time()
@@ -58,7 +58,7 @@ def delete(
 @app.command()
 def backup(file: File, as_json: Json = False) -> None:
     """Save the whole home in one file, also while runs are at work. It holds a key: keep it as safe as the home."""
-    from flows.backup import backup as save
+    from flows.operations.backup import backup as save
     from tasks.tracking import Connection
 
     if not (mlflow := Connection(home_folder())).is_private:
@@ -74,7 +74,7 @@ def backup(file: File, as_json: Json = False) -> None:
 @app.command()
 def restore(file: File, as_json: Json = False) -> None:
     """Make the home that a backup holds in GPTCORE_HOME, a new or empty folder; everything is checked first."""
-    from flows.restore import restore as bring_back
+    from flows.operations.restore import restore as bring_back
 
     found = bring_back(file, home_folder())
     text = f"{found.files} files, {amount(found.bytes)}, saved {found.created}, are restored in {found.home}"

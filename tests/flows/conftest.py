@@ -102,7 +102,7 @@ def databases(tmp_path_factory) -> Path:
     """A home whose databases are made and in which nothing ran yet: making them takes longer than a tiny run."""
     home = tmp_path_factory.mktemp("databases") / "home"
     code = (
-        "import os\nfrom flows.server import private_server\nfrom gptcore.artifacts import home_folder, open_home\n"
+        "import os\nfrom flows.operations.server import private_server\nfrom gptcore.artifacts import home_folder, open_home\n"
         "from tasks.tracking import Connection\nhome = open_home(home_folder())\n"
         "with private_server(home) as server:\n    Connection(home).client\n    server.wait_ready()\n"
     )

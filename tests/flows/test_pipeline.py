@@ -69,7 +69,7 @@ def test_a_second_run_reuses_everything_and_loads_no_torch(finished):
 def test_a_reused_stage_ends_in_the_state_reused_in_prefect(finished):
     result = finished.home.run()
     code = (
-        "import json, os, sys\nfrom pathlib import Path\nfrom flows.server import private_server\n"
+        "import json, os, sys\nfrom pathlib import Path\nfrom flows.operations.server import private_server\n"
         "with private_server(Path(os.environ['GPTCORE_HOME'])) as server:\n"
         "    os.environ.update(server.client_environment())\n"
         "    from prefect.client.orchestration import get_client\n"

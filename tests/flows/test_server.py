@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.runs import mark_dead_flow_runs
-from flows.server import Server, ServerError, private_server
+from flows.operations.runs import mark_dead_flow_runs
+from flows.operations.server import Server, ServerError, private_server
 from gptcore.artifacts import open_home
 from tasks.active import ActiveRun, active_runs
 
@@ -19,7 +19,7 @@ from tasks.active import ActiveRun, active_runs
 CLIENT = """
 import os, sys, time
 from pathlib import Path
-from flows.server import private_server
+from flows.operations.server import private_server
 from tasks.active import ActiveRun
 
 home = Path(sys.argv[1])
@@ -174,5 +174,5 @@ def test_a_server_of_the_users_own_is_taken_as_it_is(tmp_path, monkeypatch):
 
 
 def test_nothing_is_imported_before_it_must_be():
-    code = "import flows.server, sys; assert not {'prefect', 'uvicorn', 'mlflow', 'torch'} & set(sys.modules)"
+    code = "import flows.operations.server, sys; assert not {'prefect', 'uvicorn', 'mlflow', 'torch'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

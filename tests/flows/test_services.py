@@ -19,8 +19,8 @@ import mlflow
 import psutil
 import pytest
 
-from flows.services import is_up, read_state
-from flows.supervisor import Service, Start
+from flows.operations.services import is_up, read_state
+from flows.operations.supervisor import Service, Start
 from gptcore.training.journal import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
@@ -312,7 +312,7 @@ def test_of_runs_that_were_missed_the_newest_catches_up(up):
                    "PREFECT_API_AUTH_STRING": (up.home.home / "prefect" / "auth").read_text()}  # fmt: skip
     code = (
         "import sys\nfrom datetime import UTC, datetime, timedelta\nfrom prefect.client.orchestration import get_client\n"
-        "from flows.deployment import skip_missed\n"
+        "from flows.operations.deployment import skip_missed\n"
         "with get_client(sync_client=True) as client:\n"
         "    print(len(skip_missed(client)))\n"
     )
@@ -346,9 +346,7 @@ def test_a_service_that_keeps_ending_is_started_ever_more_slowly(tmp_path):
 def test_a_leash_leaves_nothing_behind(tmp_path):
     """Not when it is asked, nor when whoever holds it is killed -9; not even a grandchild that lost its parent."""
     orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', sys.argv[1]]); "
-    command = (
-        f"[sys.executable, '-m', 'flows.leash', sys.executable, '-c', {orphan + 'import time; time.sleep(99)'!r}, sys.argv[1]]"
-    )
+    command = f"[sys.executable, '-m', 'flows.operations.leash', sys.executable, '-c', {orphan + 'import time; time.sleep(99)'!r}, sys.argv[1]]"
     variables = "os.environ['GPTCORE_LEASH_PARENT'] = str(os.getpid()); os.environ['GPTCORE_LEASH_GRACE'] = '1'"
     holder = f"import subprocess, sys, os\n{variables}\nsubprocess.run({command})\n"
     mark = str(tmp_path)

@@ -7,7 +7,7 @@ import sys
 CALL = """
 import json, os, sys
 from pathlib import Path
-from flows.server import private_server
+from flows.operations.server import private_server
 from gptcore.config import load_config
 config = load_config(Path(sys.argv[1]))
 with private_server(Path(os.environ["GPTCORE_HOME"])) as server:

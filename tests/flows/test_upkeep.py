@@ -19,11 +19,11 @@ import pyarrow
 import pytest
 from typer.testing import CliRunner
 
-from flows.backup import backup
-from flows.clean import REMOVED, apply, plan_clean, upkeep
 from flows.cli import app
-from flows.relocation import mover
-from flows.restore import restore
+from flows.operations.backup import backup
+from flows.operations.clean import REMOVED, apply, plan_clean, upkeep
+from flows.operations.relocation import mover
+from flows.operations.restore import restore
 from gptcore.artifacts import MANIFEST, Recipe, Store, load_artifact, open_home, verify
 from gptcore.errors import ArtifactError, RegistryError
 from gptcore.training.journal import read_journal

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.server import DEFAULTS
+from flows.operations.server import DEFAULTS
 from gptcore.artifacts import Artifact, Recipe, Store
 from tasks.registry import Registry
 from tasks.tracking import Connection, Tracking

@@ -30,7 +30,7 @@ from typing import IO, Any
 
 import pyarrow
 
-from flows.clean import upkeep
+from flows.operations.clean import upkeep
 from gptcore.artifacts import MANIFEST, open_home, sync
 from gptcore.errors import ArtifactError, DiskFullError, is_disk_full
 

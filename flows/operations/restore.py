@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import pyarrow
 
-from flows.backup import FILES, FORMAT, HEADER, Hashing, Summary, plainly
-from flows.relocation import relocate
+from flows.operations.backup import FILES, FORMAT, HEADER, Hashing, Summary, plainly
+from flows.operations.relocation import relocate
 from gptcore.artifacts import SCHEMA
 from gptcore.errors import ArtifactError, is_disk_full
 from gptcore.room import check_room

@@ -227,7 +227,7 @@ def _start(home: Path, port: int | None) -> str:
         handles = (listener.fileno(), alive.fileno())
         with (home / "prefect" / "server.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "flows.server", str(home), *map(str, handles)],
+                [sys.executable, "-P", "-m", "flows.operations.server", str(home), *map(str, handles)],
                 env=_server_environment(home, url),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -246,7 +246,7 @@ def _start(home: Path, port: int | None) -> str:
 def _server_environment(home: Path, url: str) -> dict[str, str]:
     """The environment of the server: none of the user's Prefect settings, which belong to servers of his own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    code = str(Path(__file__).parents[1])
+    code = str(Path(__file__).parents[2])
     return {
         **DEFAULTS,
         **environment,
@@ -345,7 +345,7 @@ def _wait_until_taken() -> None:
 
 
 def main() -> None:
-    """`python -m flows.server HOME LISTENER ALIVE`: the numbers are open file descriptors that the starter passes on."""
+    """`python -m flows.operations.server HOME LISTENER ALIVE`: the numbers are open file descriptors that the starter passes on."""
     process, listener = _Process(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     alive: IO[str] = open(int(sys.argv[3]), "w")  # noqa: SIM115, PTH123  (its lock says that we live)
     with alive:

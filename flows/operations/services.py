@@ -6,7 +6,7 @@
     <home>/services/*.log              what each of them said
     <home>/services/mlflow-*           MLflow's own users and secret key (0600); the password is that of Prefect's server
 
-`flows/supervisor.py` keeps them. Nothing here imports Prefect or MLflow.
+`flows/operations/supervisor.py` keeps them. Nothing here imports Prefect or MLflow.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from flows.server import Server, auth_of, is_alive
+from flows.operations.server import Server, auth_of, is_alive
 from gptcore.artifacts import write_json
 from gptcore.errors import GptcoreError
 
@@ -104,11 +104,11 @@ def start_supervisor(home: Path, prefect_port: int, mlflow_port: int) -> subproc
     """Start the supervisor in the background; `wait_ready` tells when everything answers."""
     folder = home / "services"
     folder.mkdir(mode=0o700, exist_ok=True)
-    code = str(Path(__file__).parents[1])
+    code = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))}
     with (folder / "supervisor.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.supervisor", str(home), str(prefect_port), str(mlflow_port)],
+            [sys.executable, "-P", "-m", "flows.operations.supervisor", str(home), str(prefect_port), str(mlflow_port)],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 

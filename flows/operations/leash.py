@@ -1,4 +1,4 @@
-"""`python -m flows.leash COMMAND…`: a command that leaves nothing behind, whoever is killed.
+"""`python -m flows.operations.leash COMMAND…`: a command that leaves nothing behind, whoever is killed.
 
 The leash gets SIGTERM when its parent dies, and adopts every process that loses its own parent below it. When it is asked to
 end, or the command ends, it ends all of them: first kindly, then for good. It imports little: it lives as long as its service.

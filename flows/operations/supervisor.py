@@ -2,8 +2,8 @@
 
 Everything listens on loopback only and asks for the password in <home>/prefect/auth. MLflow's server is a window: runs write to
 the home's database directly, with or without it, so that its death costs no run anything. Prefect's server is the one that
-`gptcore run` shares (`flows/server.py`); the supervisor is one more of its users, and starts it again when it dies. MLflow's
-server and the workers are on a leash (`flows/leash.py`): they end when the supervisor does, however it ends. It imports neither
+`gptcore run` shares (`flows/operations/server.py`); the supervisor is one more of its users, and starts it again when it dies. MLflow's
+server and the workers are on a leash (`flows/operations/leash.py`): they end when the supervisor does, however it ends. It imports neither
 Prefect nor MLflow: what needs them is a process of its own.
 """
 
@@ -24,10 +24,19 @@ from typing import IO
 
 import psutil
 
-from flows.deployment import CPU_POOL, GPU_POOL
-from flows.leash import GRACE, PARENT
-from flows.server import DEFAULTS, Server, auth_of, ensure_server, is_alive, listen, private_server, set_default_environment
-from flows.services import ServicesError, State, answers, read_state, server_pid, watched
+from flows.operations.deployment import CPU_POOL, GPU_POOL
+from flows.operations.leash import GRACE, PARENT
+from flows.operations.server import (
+    DEFAULTS,
+    Server,
+    auth_of,
+    ensure_server,
+    is_alive,
+    listen,
+    private_server,
+    set_default_environment,
+)
+from flows.operations.services import ServicesError, State, answers, read_state, server_pid, watched
 from gptcore.artifacts import open_home, write_json
 from gptcore.errors import GptcoreError
 from gptcore.training.process import has_card
@@ -78,7 +87,7 @@ class Service:
             self.log.replace(self.log.with_suffix(".old.log"))
         with self._command() as start, self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "flows.leash", *start.command],
+                [sys.executable, "-P", "-m", "flows.operations.leash", *start.command],
                 env={**start.environment, PARENT: str(os.getpid()), GRACE: str(start.grace)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=start.folder or self.log.parent,
                 pass_fds=[start.listener.fileno()] if start.listener else [],
@@ -161,7 +170,7 @@ class Supervisor:
     def end(self) -> None:
         """The runs of the workers first, which save; then everything else. Prefect's server ends with its last user."""
         if pids := self._runs_of_workers():
-            helper("flows.runs", "stop", *pids)
+            helper("flows.operations.runs", "stop", *pids)
         for service in reversed(self.services):
             service.end()
         for service in reversed(self.services):
@@ -229,7 +238,7 @@ class Supervisor:
         self._watch()
         if has_dead_runs(self.home) and time.monotonic() > self._settle_from:
             self._settle_from = time.monotonic() + _SETTLE_PAUSE  # what cannot be settled now is tried again, but not at once
-            helper("flows.runs", "settle")
+            helper("flows.operations.runs", "settle")
 
     def _watch(self) -> None:
         """A service for every settings file whose sources are watched, and none for the others."""
@@ -361,8 +370,8 @@ def supervise(home: Path, prefect_port: int, mlflow_port: int, ready: Callable[[
             server.wait_ready()
             supervisor = Supervisor(home, server, mlflow_port)
             supervisor.write()
-            helper("flows.runs", "settle")  # makes MLflow's database too, before its server looks for it
-            helper("flows.deployment", "prepare")
+            helper("flows.operations.runs", "settle")  # makes MLflow's database too, before its server looks for it
+            helper("flows.operations.deployment", "prepare")
             supervisor.keep(ready)
         finally:
             if supervisor is not None:
@@ -372,7 +381,7 @@ def supervise(home: Path, prefect_port: int, mlflow_port: int, ready: Callable[[
 
 
 def main() -> None:
-    """`python -m flows.supervisor HOME PREFECT_PORT MLFLOW_PORT`."""
+    """`python -m flows.operations.supervisor HOME PREFECT_PORT MLFLOW_PORT`."""
     try:
         supervise(open_home(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]))
     except GptcoreError as error:

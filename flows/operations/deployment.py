@@ -1,7 +1,7 @@
 """What Prefect's server is told beside the flows: work pools, deployments, automations, and what was missed.
 
-    python -m flows.deployment prepare            pools, automations, missed runs; before a worker starts
-    python -m flows.deployment deploy FILE…       the deployments of prefect.yaml for every settings file
+    python -m flows.operations.deployment prepare            pools, automations, missed runs; before a worker starts
+    python -m flows.operations.deployment deploy FILE…       the deployments of prefect.yaml for every settings file
 
 Both need Prefect's address in the environment. They are processes of their own, so that whoever keeps the services together
 never has to import Prefect.
@@ -72,8 +72,9 @@ def deploy(file: Path, working_dir: Path, cron: str | None = None) -> str:
 
 def prefect_yaml() -> Path:
     """In the wheel inside `flows`, in a checkout under deployments/."""
-    packed = Path(__file__).parent / "prefect.yaml"
-    return packed if packed.exists() else Path(__file__).parents[1] / "deployments" / "prefect.yaml"
+    flows = Path(__file__).parents[1]
+    packed = flows / "prefect.yaml"
+    return packed if packed.exists() else flows.parent / "deployments" / "prefect.yaml"
 
 
 # -------------------------------------------------------------------------------------------------------- prepare --
@@ -137,7 +138,7 @@ def _ensure_automations(client: "SyncPrefectClient") -> None:
 
 
 def _heartbeat() -> "AutomationCore":
-    """A run on a machine that went away is set to Crashed. On this machine `gptcore up` sees it at once (`flows/runs.py`)."""
+    """A run on a machine that went away is set to Crashed. On this machine `gptcore up` sees it at once (`flows/operations/runs.py`)."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
