@@ -1,1 +1,1 @@
-"""What keeps a home running and whole: its servers, their supervisor, runs that are to be ended or set right, room and backups."""
+"""What keeps a home running and whole: servers, their supervisor, runs to be ended or set right, room, backups."""

@@ -138,7 +138,7 @@ def _ensure_automations(client: "SyncPrefectClient") -> None:
 
 
 def _heartbeat() -> "AutomationCore":
-    """A run on a machine that went away is set to Crashed. On this machine `gptcore up` sees it at once (`flows/operations/runs.py`)."""
+    """A run on a machine that went away is set to Crashed. On this machine `gptcore up` sees it at once."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture

@@ -1,7 +1,7 @@
 """Runs that are at work, were killed, or are to be ended: settle, cancel, logs.
 
     python -m flows.operations.runs settle        sets right in both UIs what killed runs left
-    python -m flows.operations.runs stop PID…     ends these runs, whose trainers save; both are processes of their own for the supervisor
+    python -m flows.operations.runs stop PID…     ends these runs, whose trainers save; both for the supervisor
 
 Whether a run lives is told by its record (`tasks/active.py`): it holds a lock on it, which the kernel drops with the process.
 A run that a worker started and that never came to write one is known by the pid that Prefect noted. Prefect is imported when

@@ -345,7 +345,7 @@ def _wait_until_taken() -> None:
 
 
 def main() -> None:
-    """`python -m flows.operations.server HOME LISTENER ALIVE`: the numbers are open file descriptors that the starter passes on."""
+    """`python -m flows.operations.server HOME LISTENER ALIVE`: the last two are open files that the starter passes on."""
     process, listener = _Process(Path(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
     alive: IO[str] = open(int(sys.argv[3]), "w")  # noqa: SIM115, PTH123  (its lock says that we live)
     with alive:

@@ -346,7 +346,8 @@ def test_a_service_that_keeps_ending_is_started_ever_more_slowly(tmp_path):
 def test_a_leash_leaves_nothing_behind(tmp_path):
     """Not when it is asked, nor when whoever holds it is killed -9; not even a grandchild that lost its parent."""
     orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', sys.argv[1]]); "
-    command = f"[sys.executable, '-m', 'flows.operations.leash', sys.executable, '-c', {orphan + 'import time; time.sleep(99)'!r}, sys.argv[1]]"
+    orphan += "import time; time.sleep(99)"
+    command = f"[sys.executable, '-m', 'flows.operations.leash', sys.executable, '-c', {orphan!r}, sys.argv[1]]"
     variables = "os.environ['GPTCORE_LEASH_PARENT'] = str(os.getpid()); os.environ['GPTCORE_LEASH_GRACE'] = '1'"
     holder = f"import subprocess, sys, os\n{variables}\nsubprocess.run({command})\n"
     mark = str(tmp_path)
