@@ -115,8 +115,8 @@ class Round(Settled):
 
     def promote_candidate(self) -> Promotion:
         """The gate."""
-        champion, limit = self.champion.version, self.config.continual.max_forgetting
-        return promote_candidate(self.run, self.base, self.evaluation, self.corpus, champion, self.forgetting, limit)
+        champion, config = self.champion.version, self.config.continual
+        return promote_candidate(self.run, self.base, self.evaluation, self.corpus, champion, self.forgetting, config)
 
 
 def standing(config: PipelineConfig, champion: Champion) -> Continued | None:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from gptcore.artifacts import Artifact, Recipe, Store, load_artifact
-from gptcore.config import EvaluationConfig, ModelConfig, PipelineConfig
+from gptcore.config import ContinualConfig, EvaluationConfig, ModelConfig, PipelineConfig
 from gptcore.corpus.watching import changed_sources
 from gptcore.errors import ArtifactError
 from gptcore.evaluation.forgetting import Gate, build_forgetting, decide, read_forgetting
@@ -102,11 +102,18 @@ def compare_rounds(
 
 @task(name="promote", task_run_name="promote {model.stage}", cache_policy=NO_CACHE, persist_result=False)
 def promote_candidate(
-    run: Run, model: Artifact, evaluation: Artifact, corpus: Artifact, champion: Version, forgetting: Artifact, limit: float
+    run: Run,
+    model: Artifact,
+    evaluation: Artifact,
+    corpus: Artifact,
+    champion: Version,
+    forgetting: Artifact,
+    config: ContinualConfig,
 ) -> Promotion:
     """Register a candidate with what it learned and forgot; it becomes champion if the gate says so."""
     registry = Registry(run.store.home, run.watcher.say)
-    gate = gate_of(forgetting, limit)
+    _, old, new = read_forgetting(forgetting.path)
+    gate = decide(old, new, config.max_forgetting, config.min_gain)
     found = {"continues": f"{champion.name}/{champion.version}", "forgetting": dict(forgetting.numbers)}
     version, judged = register(run, registry, model, evaluation, corpus, **found)
     if judged is not None:
@@ -120,12 +127,6 @@ def promote_candidate(
     if gate.promote:
         return Promotion(registry.promote(version.name, version.version, gate.reason), f"champion, {gate.reason}")
     return Promotion(registry.challenge(version.name, version.version, gate.reason), gate.reason)
-
-
-def gate_of(forgetting: Artifact, limit: float) -> Gate:
-    """What the numbers of a round allow."""
-    _, old, new = read_forgetting(forgetting.path)
-    return decide(old, new, limit)
 
 
 @dataclass(frozen=True)
