@@ -37,8 +37,9 @@ class Gate:
 def decide(old: Comparison, new: Comparison, max_forgetting: float, min_gain: float = 0.0) -> Gate:
     """The rule: clearly better on the new text, by `min_gain`, and surely not worse on the old by more than `max_forgetting`.
 
-    Both limits are shares of the champion's number. Both comparisons are of candidate and champion in bits per byte, where lower is better. Clearly: the 95 % interval of the
-    difference does not hold zero. Surely: its upper end counts, as in a test of non-inferiority.
+    Both limits are shares of the champion's number. Both comparisons are of candidate and champion in bits per byte, where
+    lower is better. Clearly: the 95 % interval of the difference does not hold zero. Surely: its upper end counts, as in a test
+    of non-inferiority.
     """
     numbers = f"new text {_change(new)}, old text {_change(old)}"
     worst = old.high / old.b
