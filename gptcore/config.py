@@ -395,6 +395,9 @@ class ContinualConfig(Section):
     """Training tokens of a round."""
     rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     """Peak learning rates of a round, as a share of those in `training.optimizer`: high ones learn faster and forget more."""
+    min_gain: Share = 0.001
+    """A candidate whose bits per byte on the new test set are lower than the champion's by less than this share is not
+    promoted, however sure the difference is: the paired interval of a model that hardly moved is very small."""
     max_forgetting: Share = 0.02
     """A candidate whose bits per byte on the old test set may be higher than the champion's by more than this share, by the
     upper end of the 95 % interval, is not promoted."""

@@ -109,10 +109,11 @@ def promote_candidate(
     test_set: Artifact,
     champion: Version,
     forgetting: Artifact,
-) -> Promotion:  # fmt: skip
+) -> Promotion:
     """Register a candidate with what it learned and forgot; it becomes champion if the gate says so."""
     registry = Registry(run.store.home, run.watcher.say)
-    gate = gate_of(forgetting, config.continual.max_forgetting)
+    _, old, new = read_forgetting(forgetting.path)
+    gate = decide(old, new, config.continual.max_forgetting, config.continual.min_gain)
     found = {"continues": f"{champion.name}/{champion.version}", "forgetting": dict(forgetting.numbers)}
     version, judged = register(run, registry, model, evaluation, test_set, config.cost, **found)
     if judged is not None:
@@ -126,12 +127,6 @@ def promote_candidate(
     if gate.promote:
         return Promotion(registry.promote(version.name, version.version, gate.reason), f"champion, {gate.reason}")
     return Promotion(registry.challenge(version.name, version.version, gate.reason), gate.reason)
-
-
-def gate_of(forgetting: Artifact, limit: float) -> Gate:
-    """What the numbers of a round allow."""
-    _, old, new = read_forgetting(forgetting.path)
-    return decide(old, new, limit)
 
 
 @dataclass(frozen=True)

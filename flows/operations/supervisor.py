@@ -2,9 +2,9 @@
 
 Everything listens on loopback only and asks for the password in <home>/prefect/auth. MLflow's server is a window: runs write to
 the home's database directly, with or without it, so that its death costs no run anything. Prefect's server is the one that
-`gptcore run` shares (server.py); the supervisor is one more of its users, and starts it again when it dies. MLflow's server and the
-workers are on a leash (leash.py): they end when the supervisor does, however it ends. It imports neither Prefect nor MLflow: what
-needs them is a process of its own.
+`gptcore run` shares (server.py); the supervisor is one more of its users, and starts it again when it dies. MLflow's server and
+the workers are on a leash (leash.py): they end when the supervisor does, however it ends. It imports neither Prefect nor
+MLflow: what needs them is a process of its own.
 """
 
 import contextlib

@@ -34,17 +34,20 @@ class Gate:
     """A sentence's end, with the numbers."""
 
 
-def decide(old: Comparison, new: Comparison, max_forgetting: float) -> Gate:
-    """The rule: clearly better on the new text, and surely not worse on the old one by more than `max_forgetting`.
+def decide(old: Comparison, new: Comparison, max_forgetting: float, min_gain: float = 0.0) -> Gate:
+    """The rule: clearly better on the new text, by `min_gain`, and surely not worse on the old by more than `max_forgetting`.
 
-    Both comparisons are of candidate and champion in bits per byte, where lower is better. Clearly: the 95 % interval of the
-    difference does not hold zero. Surely: its upper end counts, as in a test of non-inferiority.
+    Both limits are shares of the champion's number. Both comparisons are of candidate and champion in bits per byte, where
+    lower is better. Clearly: the 95 % interval of the difference does not hold zero. Surely: its upper end counts, as in a test
+    of non-inferiority.
     """
     numbers = f"new text {_change(new)}, old text {_change(old)}"
     worst = old.high / old.b
     if new.verdict != "better":
         how = "worse" if new.verdict == "worse" else "not clearly better"
         return Gate(False, f"{how} on the new text: {numbers}")
+    if -new.difference / new.b < min_gain:
+        return Gate(False, f"better on the new text by less than {min_gain:.1%}: {numbers}")
     if worst > max_forgetting:
         return Gate(False, f"forgets too much, the old text may cost {worst:+.1%} of {max_forgetting:.1%} allowed: {numbers}")
     return Gate(True, f"better on the new text and keeps the old: {numbers}")

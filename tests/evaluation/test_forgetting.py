@@ -45,6 +45,14 @@ def test_more_may_be_forgotten_where_the_settings_allow_it():
     assert not decide(KEPT, BETTER, 0.0).promote
 
 
+def test_a_gain_that_is_sure_but_next_to_nothing_is_none():
+    hardly = compared(-1e-5, -1.1e-5, -0.9e-5)
+    assert decide(KEPT, hardly, 0.02).promote
+    gate = decide(KEPT, hardly, 0.02, 0.001)
+    assert (gate.promote, gate.reason[:45]) == (False, "better on the new text by less than 0.1%: new")
+    assert decide(KEPT, BETTER, 0.02, 0.1).promote
+
+
 @pytest.fixture
 def measured(tmp_path):
     """Two evaluations of 60 old and 40 new documents, on which the candidate needs 1 % more and 10 % fewer bits."""
