@@ -26,7 +26,7 @@ def test_make_knows_what_the_readme_opens_with():
 
 def _case(command):
     """Whole runs are slow: `make test` leaves them out, `make slow` runs them."""
-    slow = command[1] in ("run", "verify-resume", "promote", "reproduce", "up", "status", "logs", "down")
+    slow = command[1] in ("run", "verify-resume", "promote", "reproduce", "continual", "up", "status", "logs", "down")
     return pytest.param(command, id=" ".join(command[1:3]), marks=[pytest.mark.slow] if slow else [])
 
 
