@@ -104,6 +104,8 @@ class Connection:
 
     def _create_database(self) -> None:
         """One process creates it, under another name: two migrations at once fail, and a killed one leaves half a database."""
+        if self._database.exists():
+            return  # before the lock: its file may not fit on a full disk
         with FileLock(self.home / "mlflow.lock"):
             if self._database.exists():
                 return

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -48,6 +49,8 @@ _LOOK = 10.0
 """Seconds between two looks at whether the servers answer."""
 _DEAF = 3
 """Looks in a row without an answer, after which a server is started again."""
+_START = 120.0
+"""Seconds that a server may take to answer for the first time."""
 _SETTLE_PAUSE = 60.0
 """Shortest time in seconds between two tries to settle what killed runs left."""
 _CALM = 60.0
@@ -145,7 +148,7 @@ class Supervisor:
             self.state.mlflow = f"http://127.0.0.1:{self._mlflow_port}"
             self.services.append(Service(home, "mlflow", self._mlflow))
         pools = [CPU_POOL, GPU_POOL] if has_card() else [CPU_POOL]
-        self.services += [Service(home, f"worker-{pool}", lambda pool=pool: self._worker(pool)) for pool in pools]  # type: ignore[misc]
+        self.services += [Service(home, f"worker-{pool}", partial(self._worker, pool)) for pool in pools]
         self._watch()
         self._prefect_since, self._prefect_restarts = time.time(), 0
         self._deaf = {"prefect": 0, "mlflow": 0}
@@ -228,9 +231,11 @@ class Supervisor:
             if address is None or answers(address, timeout=5):
                 self._deaf[name] = 0
                 continue
+            facts = self.state.services.get(name, {})
+            if time.time() - facts.get("since", 0.0) < _START:
+                continue
             self._deaf[name] += 1
-            pid = self.state.services.get(name, {}).get("pid")
-            if self._deaf[name] >= _DEAF and pid:
+            if self._deaf[name] >= _DEAF and (pid := facts.get("pid")):
                 print(f"{name} does not answer: starting it again", flush=True)
                 self._deaf[name] = 0
                 with contextlib.suppress(ProcessLookupError):
@@ -243,14 +248,13 @@ class Supervisor:
     def _watch(self) -> None:
         """A service for every settings file whose sources are watched, and none for the others."""
         wanted = {f"watch-{name}": where for name, where in watched(self.home).items()}
-        for service in [
-            service for service in self.services if service.name.startswith("watch-") and service.name not in wanted
-        ]:
+        gone = [service for service in self.services if service.name.startswith("watch-") and service.name not in wanted]
+        for service in gone:
             service.end()
             service.wait(10.0)
             self.services.remove(service)
         for name in wanted.keys() - {service.name for service in self.services}:
-            self.services.append(Service(self.home, name, lambda where=wanted[name]: self._watcher(where)))  # type: ignore[misc]
+            self.services.append(Service(self.home, name, partial(self._watcher, wanted[name])))
 
     # ------------------------------------------------------------------------------------------------- commands --
 
