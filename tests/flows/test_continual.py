@@ -98,7 +98,7 @@ def test_three_rounds_one_of_them_killed(pipeline):
     assert waiting["state"] == "Waiting"
     assert "a round needs 20 of each" in waiting["said"]
 
-    pipeline.add("b.jsonl", 400, 700)
+    pipeline.add("b.jsonl", 400, 640)
     kept = pipeline.round(*GENTLE)
     assert kept["state"] == "Kept"
     assert pipeline.versions() == {1: ["champion"], 2: ["challenger"]}
@@ -122,7 +122,7 @@ def test_three_rounds_one_of_them_killed(pipeline):
     assert late["state"] == "CaughtUp", "as after a kill between the base and its tasks"
     assert pipeline.versions("tiny-gpt-classify").keys() == {1, 2}
 
-    pipeline.add("c.jsonl", 700, 900)
+    pipeline.add("c.jsonl", 640, 900)
     kill_in_training(pipeline, beyond=10)
     third = pipeline.round("--set", "continual.steps=60")
     journal = read_journal(Path(third["artifacts"]["base"]["path"]) / "report" / "journal.jsonl")
@@ -171,11 +171,13 @@ def kill_in_training(pipeline: Pipeline, beyond: int) -> None:
         start_new_session=True,
     )  # fmt: skip
     try:
-        while process.poll() is None:
+        while True:
+            assert process.poll() is None, "it ended before it could be killed"
             journals = [run / "journal.jsonl" for run in set(store.glob("*.run")) - known]
             if any(line["step"] >= beyond for file in journals if file.exists() for line in read_journal(file)):
                 break
             time.sleep(0.05)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
