@@ -259,7 +259,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------- commands --
 
     def _watcher(self, where: Mapping[str, str]) -> Start:
-        command = [sys.executable, "-P", "-m", "flows.cli", "watch", where["config"]]
+        command = [sys.executable, "-P", "-m", "flows.cli", "watch", where["config"], "--every", str(_LOOK)]
         return Start(command, dict(os.environ), folder=Path(where["folder"]))
 
     def _worker(self, pool: str) -> Start:

@@ -275,6 +275,23 @@ def worker_of(up) -> dict:
     return service(up, "worker-gptcore-cpu")
 
 
+def test_new_text_starts_a_round_of_continual_training(up):
+    """Two rows are too few for a round, so it says that they wait."""
+    assert up.json("up", up.home.config, "--watch")["watched"] == ["tiny-gpt"]
+    wait_until(lambda: (up.home.home / "watch" / "tiny-gpt.json").exists())  # the first look only remembers
+    rows = up.home.folder / "rows.jsonl"
+    before = rows.read_text()
+    added = [{"text": f"Something {n}, " + "never heard of before " * 5, "topic": "-", "summary": "-", "place": f"new-{n}"}
+             for n in range(2)]  # fmt: skip
+    rows.write_text(before + "".join(json.dumps(row) + "\n" for row in added))
+    deployment = up.deployment("continual")
+    runs = wait_until(lambda: up.ask("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}), 200)
+    assert up.wait_for(runs[0]["id"], "Waiting", "Completed", "Failed", "Crashed", "Kept", "Promoted") == "Waiting"
+    rows.write_text(before)
+    assert up.json("up", up.home.config)["watched"] == []
+    wait_until(lambda: service(up, "watch-tiny-gpt")["pid"] is None)
+
+
 def test_a_failure_is_told(up):
     Told.messages.clear()
     sources = [{"type": "files", "paths": [str(up.home.folder / "nowhere.txt")]}]
