@@ -6,7 +6,7 @@ from prefect.states import Completed
 
 from flows.chain import Chain
 from flows.rounds import close, standing
-from flows.session import open_run
+from flows.session import open_run, recorded
 from gptcore.artifacts import Store, home_folder
 from gptcore.config import PipelineConfig
 from tasks.continual import FIRST, Continued, find_champion
@@ -15,8 +15,10 @@ from tasks.continual import FIRST, Continued, find_champion
 @flow(name="continual", flow_run_name="{config.name}")
 def continual(config: PipelineConfig) -> State[Continued]:
     """A round: only what is new is prepared, encoded and trained on. Without a champion it is the whole pipeline."""
-    champion = find_champion(Store(home_folder()), config)
-    done = standing(config, champion) if champion is not None else None
+    store = Store(home_folder())
+    with recorded(store.home, config.name):
+        champion = find_champion(store, config)
+        done = standing(config, champion) if champion is not None else None
     if done is None:
         with open_run(config) as run:
             if champion is not None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -42,6 +43,14 @@ class Place:
 
 
 @contextmanager
+def recorded(home: Path, name: str) -> Iterator[ActiveRun]:
+    """The record of a flow run, by which it is found, cancelled, and set right when it is killed."""
+    with use_server(home), ActiveRun(home, name) as active:
+        active.note(prefect_flow_run_id=str(flow_run.get_id() or ""))
+        yield active
+
+
+@contextmanager
 def open_run(config: PipelineConfig, place: Place = Place()) -> Iterator[Run]:
     """The run that tasks are handed, inside a Prefect flow. MLflow's parent run begins and ends with the block."""
     options = OPTIONS.get()
@@ -49,10 +58,11 @@ def open_run(config: PipelineConfig, place: Place = Place()) -> Iterator[Run]:
     watcher = Logged(options.watcher)
     tracking = Tracking(store.home, config.name, watcher.say)
     run = Run(store, watcher, tracking, options.rebuild)
-    with use_server(store.home), ActiveRun(store.home, config.name) as active:
-        flow_run_id = str(flow_run.get_id() or "")
-        active.note(prefect_flow_run_id=flow_run_id)
-        tags = {"gptcore.prefect_flow_run_id": flow_run_id, "gptcore.prefect_flow_run_url": flow_run.ui_url or ""}
+    with recorded(store.home, config.name) as active:
+        tags = {
+            "gptcore.prefect_flow_run_id": str(flow_run.get_id() or ""),
+            "gptcore.prefect_flow_run_url": flow_run.ui_url or "",
+        }
         if flow_run.ui_url:  # MLflow's pages show it as a link
             tags["mlflow.note.content"] = f"[The run in Prefect]({flow_run.ui_url})"
         settings = place.settings or config.model_dump(mode="json")

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +16,20 @@ from gptcore.artifacts import home_folder, open_home
 from gptcore.config import load_config
 from gptcore.errors import GptcoreError
 
+if TYPE_CHECKING:
+    from flows.operations.services import Deployed
+
 app = typer.Typer()
 
 Configs = Annotated[
-    list[Path] | None, typer.Argument(help="Settings (YAML) to deploy; default: the quickstart.", show_default=False)
+    list[Path] | None,
+    typer.Argument(help="Settings (YAML) to deploy; default: those of before, at first the quickstart.", show_default=False),
 ]
-Cron = Annotated[str | None, typer.Option(help="When the pipeline runs; default: every night at 03:00.", show_default=False)]
+Cron = Annotated[str | None, typer.Option(help="When the pipeline runs; at first every night at 03:00.", show_default=False)]
+Watch = Annotated[
+    bool | None,
+    typer.Option("--watch/--no-watch", help="Run continual whenever the sources hold something new.", show_default=False),
+]
 SomeRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As for cancel; default: the newest.", show_default=False)]
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="The id of a run, its last eight letters, or a model's name: its newest run.")
@@ -31,46 +40,70 @@ MlflowPort = Annotated[int, typer.Option(help="Where MLflow's server goes the fi
 
 @app.command()
 def up(
-    configs: Configs = None, cron: Cron = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Run continual whenever the sources hold something new.")] = False,
+    configs: Configs = None, cron: Cron = None, watch: Watch = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, for systemd or a container.")] = False,
     prefect_port: PrefectPort = 4200, mlflow_port: MlflowPort = 5000, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Keep Prefect's server, MLflow's server and a worker running, with a schedule; what dies is started again."""
-    from flows.operations.services import is_up, set_watched, start_supervisor, status, wait_ready, watched
+    from flows.operations.services import deployed, is_up, note_deployed, start_supervisor, status, wait_ready
     from flows.operations.supervisor import supervise
 
-    files = configs or [quickstart()]
-    names = {load_config(file).name: file for file in files}  # a mistake is told before anything starts
     home = open_home(home_folder())
-    set_watched(home, names, watch=watch)
+    wanted = _wanted(deployed(home), configs, cron, watch)  # a mistake is told before anything starts
+    note_deployed(home, wanted)
     if foreground:
-        supervise(home, prefect_port, mlflow_port, lambda: print("deployed", *_deploy(home, files, cron), flush=True))
+        supervise(home, prefect_port, mlflow_port, lambda: _deploy(home, wanted))
         return
     process = None if is_up(home) else start_supervisor(home, prefect_port, mlflow_port)
     wait_ready(home, process)
     if process is not None:
         process.returncode = 0  # it stays when we end
-    _deploy(home, files, cron)
-    answer = {**status(home), "deployed": list(names), "watched": sorted(watched(home))}
+    _deploy(home, wanted)
+    answer = {**status(home), "deployed": {name: asdict(entry) for name, entry in wanted.items()}}
     tell(answer, as_json, lambda: _up(answer))
 
 
+def _wanted(
+    known: "Mapping[str, Deployed]", configs: list[Path] | None, cron: str | None, watch: bool | None
+) -> "dict[str, Deployed]":
+    """What is to be deployed: these files, else what was deployed before, else the quickstart. What is not said stays."""
+    from flows.operations.deployment import NIGHTLY, check_cron
+    from flows.operations.services import Deployed
+
+    if cron is not None:
+        check_cron(cron)
+    entries: dict[str, Deployed] = {}
+    if not configs and known:
+        for entry in known.values():
+            entries[load_config(entry.config).name] = entry
+    for file in configs or ([] if known else [quickstart()]):
+        name = load_config(file).name
+        before = known.get(name) or Deployed("", "", NIGHTLY, False)
+        entries[name] = replace(before, config=str(file.absolute()), folder=str(Path.cwd()))
+    said = {key: value for key, value in (("cron", cron), ("watch", watch)) if value is not None}
+    return {name: replace(entry, **said) for name, entry in entries.items()}
+
+
 def _up(answer: dict[str, Any]) -> str:
-    lines = [f"Prefect  {answer['prefect']}" if answer["prefect"] else "Prefect  your own server"]
-    lines.append(f"MLflow   {answer['mlflow']}" if answer["mlflow"] else "MLflow   your own server")
-    lines.append(f"both ask for the user and password in {answer['password']}")
-    lines += [f"deployed {name}: pipeline every night, and every stage by hand" for name in answer["deployed"]]
-    lines += [f"watching the sources of {name}: new text starts continual" for name in answer["watched"]]
+    ours = [name for name in ("prefect", "mlflow") if answer[name]]
+    lines = [f"{name:<9}{answer[name] or 'a server of your own'}" for name in ("prefect", "mlflow")]
+    if ours:
+        lines.append(
+            f"{' and '.join(ours)} ask{'s' if len(ours) == 1 else ''} for the user and password in {answer['password']}"
+        )
+    for name, entry in answer["deployed"].items():
+        lines.append(f"deployed {name}: pipeline at {entry['cron']!r}, every stage by hand")
+        lines += [f"watching the sources of {name}: new text starts continual"] if entry["watch"] else []
     lines.append("gptcore status shows them, gptcore down ends them")
     return "\n".join(lines)
 
 
-def _deploy(home: Path, files: list[Path], cron: str | None) -> list[str]:
+def _deploy(home: Path, wanted: "Mapping[str, Deployed]") -> None:
     from flows.operations.deployment import deploy
 
     with prefect_at(home):
-        return [deploy(file, Path.cwd(), cron) for file in files]
+        for entry in wanted.values():
+            print("deployed", deploy(Path(entry.config), Path(entry.folder), entry.cron), file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -106,10 +139,11 @@ def status(
         print(variables(home))
         return
     answer = services(home)
+    running = {record.prefect_flow_run_id: record for record in active_runs(home)}
     answer["running"] = [
-        {"run": record.prefect_flow_run_id, "name": record.config, "pid": record.pid,
+        {"run": run, "name": record.config, "pid": record.pid,
          "since": datetime.fromtimestamp(record.started).astimezone().isoformat(timespec="seconds")}
-        for record in active_runs(home)
+        for run, record in running.items()
     ]  # fmt: skip
     if answer["up"]:
         with prefect_at(home):
@@ -154,8 +188,8 @@ def cancel(run: Run, as_json: Json = False) -> None:
     home = open_home(home_folder())
     with prefect_at(home):
         told = end(home, run)
-    tell(told, as_json, lambda: f"{told['name']} {short(told['run'])} was {told['was']} and is {told['state']}; "
-         "what was finished and the last checkpoint are kept")  # fmt: skip
+    kept = "; what was finished and the last checkpoint are kept" if told["saved"] else ""
+    tell(told, as_json, lambda: f"{told['name']} {short(told['run'])} was {told['was']} and is {told['state']}{kept}")
 
 
 @contextlib.contextmanager
@@ -164,15 +198,19 @@ def prefect_at(home: Path) -> Iterator[None]:
     from flows.operations.server import private_server, set_default_environment
 
     set_default_environment()
+    before = dict(os.environ)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-    with private_server(home) as server:
-        os.environ.update(server.client_environment())
-        server.wait_ready()
-        try:
+    try:
+        with private_server(home) as server:
+            os.environ.update(server.client_environment())
+            server.wait_ready()
             yield
-        except GptcoreError:
-            raise
-        except Exception as error:
-            if type(error).__module__.startswith(("httpx", "prefect")):
-                raise GptcoreError(f"Prefect's server at {server.url} refused: {str(error).splitlines()[0]}") from error
-            raise
+    except GptcoreError:
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith(("httpx", "prefect")):
+            raise GptcoreError(f"Prefect's server at {server.url} refused: {str(error).strip().splitlines()[0]}") from error
+        raise
+    finally:
+        os.environ.clear()  # a supervisor in the foreground goes on with its own
+        os.environ.update(before)

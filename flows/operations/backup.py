@@ -40,7 +40,7 @@ _DATABASES = ("mlflow.db", "prefect/prefect.db")
 _LEFT_OUT = {"cache", "scratch", "locks", "store", "mlartifacts", "runs"}
 """Folders of a home that can be made again, or that have their own place in the order."""
 _PASSING = (".lock", ".new", ".partial", ".replaced", ".broken", ".log", "-wal", "-shm", "-journal", ".users", ".alive")
-_NOT_COPIED = {*_DATABASES, "server.json", HEADER, FILES}
+_NOT_COPIED = {*_DATABASES, "server.json", "services/state.json", "services/mlflow-users.db", HEADER, FILES}
 _TRAINER = {"trainer.json", "trainer.lock", "model.partial"}
 """What in a workspace belongs to a process."""
 

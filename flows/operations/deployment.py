@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import tzlocal
 
+from flows.operations.runs import is_local_server
 from gptcore.config import load_config
 from gptcore.errors import GptcoreError, SettingsError
 from gptcore.training.process import has_card
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 CPU_POOL, GPU_POOL = "gptcore-cpu", "gptcore-gpu"
+NIGHTLY = "0 3 * * *"
+"""When a pipeline runs, unless somebody says another time."""
 NOTIFY = "GPTCORE_NOTIFY"
 """Where failures are told: an http(s) webhook, or any other address that apprise knows, such as `mailtos://…`."""
 _AT_ONCE = {CPU_POOL: 2, GPU_POOL: 1}
 """Runs of a pool at the same time: a card serves one, and on a CPU something small may pass a long training."""
 _HEARTBEAT = timedelta(minutes=5)
 """A run that says nothing for this long is taken for dead, when nobody on its machine could tell."""
+_TELL = "gptcore: tell of runs that failed"
 
 
 class DeploymentError(GptcoreError):
@@ -46,7 +50,18 @@ def settings_of(path: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- deployments --
 
 
-def deploy(file: Path, working_dir: Path, cron: str | None = None) -> str:
+def check_cron(cron: str) -> None:
+    """Raise `SettingsError` unless Prefect will understand it."""
+    from prefect.client.schemas.schedules import CronSchedule
+    from pydantic import ValidationError
+
+    try:
+        CronSchedule(cron=cron)
+    except (ValidationError, ValueError) as error:
+        raise SettingsError(f'--cron {cron!r} is no schedule: five fields such as "0 3 * * *", every night at three') from error
+
+
+def deploy(file: Path, working_dir: Path, cron: str = NIGHTLY) -> str:
     """Deploy every flow of prefect.yaml with the settings of `file`; returns the name they share.
 
     Raises `SettingsError` for settings that are wrong, `DeploymentError` with Prefect's words when it refuses.
@@ -58,7 +73,7 @@ def deploy(file: Path, working_dir: Path, cron: str | None = None) -> str:
         "GPTCORE_NAME": name,
         "GPTCORE_TRAINING_POOL": GPU_POOL if has_card() else CPU_POOL,
         "GPTCORE_WORKING_DIR": str(working_dir.absolute()),
-        "GPTCORE_CRON": cron or os.environ.get("GPTCORE_CRON", "0 3 * * *"),
+        "GPTCORE_CRON": cron,
         "GPTCORE_TIMEZONE": os.environ.get("GPTCORE_TIMEZONE") or tzlocal.get_localzone_name() or "UTC",
         "PREFECT_LOGGING_LEVEL": "ERROR",
     }
@@ -87,18 +102,19 @@ def prepare() -> None:
     with get_client(sync_client=True) as client:
         for pool, at_once in _AT_ONCE.items():
             _ensure_pool(client, pool, at_once)
-        _ensure_automations(client)
         for name in skip_missed(client):
             print(f"skipped a run of {name} that was missed; the newest one catches up")
+        _ensure_automations(client)
 
 
 def _ensure_pool(client: "SyncPrefectClient", name: str, at_once: int) -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     try:
-        client.read_work_pool(name)
+        if client.read_work_pool(name).concurrency_limit is None:
+            client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=at_once))
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
         pool = WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=at_once)
@@ -130,11 +146,24 @@ def skip_missed(client: "SyncPrefectClient") -> list[str]:
 
 
 def _ensure_automations(client: "SyncPrefectClient") -> None:
-    """Those of ours as they are today; one of the same name that a person changed or switched off stays as it is."""
-    known = {automation.name for automation in client.read_automations()}
-    for automation in [_heartbeat(), *_notifications()]:
-        if automation.name not in known:
+    """Those that are wanted and none of ours that is not; one that a person changed or switched off stays as it is."""
+    known = {automation.name: automation for automation in client.read_automations()}
+    # On this machine the supervisor sees at once that a process is gone, and a machine that slept wakes without false alarm.
+    wanted = [*_notifications(), *([] if is_local_server() else [_heartbeat()])]
+    for automation in wanted:
+        there = known.get(automation.name)
+        if there is not None and _address_of(there) != _address_of(automation):
+            client.delete_automation(there.id)
+            there = None
+        if there is None:
             client.create_automation(automation)
+    if not any(automation.name == _TELL for automation in wanted) and _TELL in known:
+        client.delete_automation(known[_TELL].id)  # GPTCORE_NOTIFY is not set any more
+
+
+def _address_of(automation: "AutomationCore") -> Any:
+    """The block that a notification goes through."""
+    return next((action.block_document_id for action in automation.actions if action.type == "send-notification"), None)
 
 
 def _heartbeat() -> "AutomationCore":
@@ -168,7 +197,7 @@ def _notifications() -> "list[AutomationCore]":
     from prefect.events.schemas.events import ResourceSpecification
 
     return [AutomationCore(
-        name="gptcore: tell of runs that failed",
+        name=_TELL,
         trigger=EventTrigger(
             expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),

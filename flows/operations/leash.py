@@ -4,6 +4,7 @@ The leash gets SIGTERM when its parent dies, and adopts every process that loses
 end, or the command ends, it ends all of them: first kindly, then for good. It imports little: it lives as long as its service.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -21,6 +22,16 @@ GRACE = "GPTCORE_LEASH_GRACE"
 """Variable with the seconds between asking everybody to end and insisting."""
 
 
+_LIBC = ctypes.CDLL(None)
+_INSIST = 35.0
+"""Seconds between asking everybody and killing: what a trainer has to save, and a little more."""
+
+
+def _follow() -> None:
+    """In the new process: should the leash itself be killed, the command is asked to end."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class _Asked(BaseException):
     """SIGTERM came."""
 
@@ -34,16 +45,15 @@ def main(command: list[str]) -> int:
     """Run `command` to its end, or until SIGTERM; returns its exit code."""
     signal.signal(signal.SIGTERM, _ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is heard by whoever holds the leash
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     process: subprocess.Popen[bytes] | None = None
     # Not for those below, who may hold leashes of their own.
     parent, grace = int(os.environ.pop(PARENT, os.getppid())), float(os.environ.pop(GRACE, "10"))
     try:
         if os.getppid() == parent:
             # What the starter passed on (a listening socket) is passed on again.
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=_follow)
             _bury_until(process)
     except _Asked:
         pass
@@ -65,22 +75,14 @@ def _bury_until(process: "subprocess.Popen[bytes]") -> None:
 def end_all(of: psutil.Process, grace: float) -> None:
     """End every process below `of`: wait `grace` seconds for those that were asked, ask the others, then kill."""
     deadline = time.monotonic() + grace
-    for act, until in ((None, deadline), ("terminate", deadline + 5), ("kill", deadline + 10)):
-        children = of.children(recursive=True)
-        for child in children:
-            if act is not None:
-                with_suppressed(child, act)
-        if not _gone(of, until):
-            continue
+    if _gone(of, deadline):
         return
-
-
-def with_suppressed(process: psutil.Process, act: str) -> None:
-    """Terminate or kill a process that may be gone already."""
-    try:
-        getattr(process, act)()
-    except psutil.Error:
-        return
+    for number, until in ((signal.SIGTERM, deadline + _INSIST), (signal.SIGKILL, deadline + _INSIST + 5)):
+        for child in of.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.send_signal(number)
+        if _gone(of, until):
+            return
 
 
 def _gone(of: psutil.Process, until: float) -> bool:

@@ -8,6 +8,7 @@ A run that a worker started and that never came to write one is known by the pid
 it is needed; its address stands in the environment.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ DIED = "The process of this run is gone; it was killed or the machine went down.
 _SAVE = 45.0
 """Seconds a run has to save after SIGTERM: the trainer's 30 and what comes around it."""
 _FOLLOW = 1.0
+_NEVER_BEGAN = timedelta(minutes=5)
+"""A run for which no process is known after this long never had one."""
 _PAGE = 200
 
 
@@ -99,13 +102,14 @@ def _unfinished(client: "SyncPrefectClient") -> "list[FlowRun]":
 
 def _process_is_gone(run: "FlowRun", home: Path) -> bool:
     """Whether a worker of this machine started the run and its process is gone. After a reboot its pid may be another's."""
-    host, _, pid = (run.infrastructure_pid or "").rpartition(":")
-    # A worker tells the bare pid. With a server of this machine alone it can only be one of this machine.
-    here = host == socket.gethostname() if host else urlsplit(os.environ["PREFECT_API_URL"]).hostname == "127.0.0.1"
-    if not here or not pid.isdigit():
-        return False
     if str(run.id) in {record.prefect_flow_run_id for record in active_runs(home)}:
         return False
+    host, _, pid = (run.infrastructure_pid or "").rpartition(":")
+    # A worker tells the bare pid. With a server of this machine alone it can only be one of this machine.
+    if not (host == socket.gethostname() if host else is_local_server()):
+        return False
+    if not pid.isdigit():  # its worker was killed before it could start a process
+        return run.state is not None and datetime.now(UTC) - run.state.timestamp > _NEVER_BEGAN
     try:
         born = psutil.Process(int(pid)).create_time()
     except psutil.Error:
@@ -123,6 +127,11 @@ def settle(home: Path) -> None:
     Tracking(home, "", print).settle()
 
 
+def is_local_server() -> bool:
+    """Whether Prefect's server is this machine's alone."""
+    return urlsplit(os.environ.get("PREFECT_API_URL", "")).hostname == "127.0.0.1"
+
+
 # ------------------------------------------------------------------------------------------------------------ find --
 
 
@@ -136,16 +145,18 @@ def find_run(client: "SyncPrefectClient", what: str | None, home: Path) -> "Flow
 
     Of several, one that is at work goes first. Raises `RunError` that lists the last ones.
     """
-    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.exceptions import ObjectNotFound
 
+    with contextlib.suppress(ValueError, ObjectNotFound):
+        return client.read_flow_run(UUID(what or ""))
     begun = _begun(client, _PAGE)
-    waiting = client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=_PAGE) if what else []
+    waiting = _scheduled(client, _PAGE) if what else []
     living = {record.prefect_flow_run_id for record in active_runs(home)}
     known = sorted(begun, key=lambda run: str(run.id) not in living)
     if what is None and known:
         return known[0]
     for run in (*known, *waiting):
-        if what and (str(run.id) == what.lower() or short(run.id) == what.lower() or run.name == what):
+        if what and (short(run.id) == what.lower() or run.name == what):
             return run
     last = ", ".join(f"{short(run.id)} ({run.name}, {run.state_name})" for run in begun[:5])
     raise RunError(
@@ -159,27 +170,29 @@ def find_run(client: "SyncPrefectClient", what: str | None, home: Path) -> "Flow
 def cancel(home: Path, what: str) -> dict[str, Any]:
     """End a run: its trainer saves, and a later run continues from there. One that has not begun never will.
 
-    Raises `RunError` when there is no such run, or when it has ended already.
+    Returns what it was and what it is now: a run that ends by itself meanwhile keeps its own state. Raises `RunError` when
+    there is no such run, or when it has ended already.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
-    from prefect.states import Cancelling
 
+    why = "Cancelled with gptcore cancel"
     with get_client(sync_client=True) as client:
         run = find_run(client, what, home)
         if run.state is not None and run.state.is_final():
             raise RunError(f"the run {short(run.id)} of {run.name} has ended already: it is {run.state_name}")
-        told = {"run": str(run.id), "name": run.name, "was": run.state_name}
-        record = next((r for r in active_runs(home) if r.prefect_flow_run_id == str(run.id)), None)
-        here = record is not None
-        if record is not None:
-            end_process(record)
-        elif run.state is not None and run.state.type == StateType.RUNNING:
-            # On another machine: its worker ends it. Nobody there to do so, it stays Cancelling, as Prefect shows.
-            client.set_flow_run_state(run.id, Cancelling(message="Cancelled with gptcore cancel."), force=True)
-            return told | {"state": "Cancelling", "saved": None}
-        _note_cancelled(client, run.id, "Cancelled with gptcore cancel")
-        return told | {"state": "Cancelled", "saved": here}
+        told: dict[str, Any] = {"run": str(run.id), "name": run.name, "was": run.state_name}
+        records = active_runs(home)
+        pids = {record.pid for record in records if record.prefect_flow_run_id == str(run.id)}
+        if pids:
+            state = _stop(client, [record for record in records if record.pid in pids], why)[str(run.id)]
+        elif run.state is not None and run.state.type in (StateType.RUNNING, StateType.PENDING):
+            # Its process is only starting, or is on another machine: its worker ends it.
+            _ask_to_cancel(client, run.id, why)
+            state = "Cancelling"
+        else:
+            state = _note_cancelled(client, run.id, why)
+        return told | {"state": state, "saved": bool(pids)}
 
 
 def stop(home: Path, pids: set[int]) -> None:
@@ -187,24 +200,38 @@ def stop(home: Path, pids: set[int]) -> None:
     from prefect.client.orchestration import get_client
 
     records = [record for record in active_runs(home) if record.pid in pids]
+    with get_client(sync_client=True) as client:
+        for flow_run_id, state in _stop(client, records, "Stopped by gptcore down").items():
+            print(f"the run {short(flow_run_id)} is {state}; a later run continues from there")
+
+
+def _stop(client: "SyncPrefectClient", records: list[RunRecord], why: str) -> dict[str, str]:
+    """Have all of these runs save and end; the state of each by its id. Runs of one process, as a sweep's, end together."""
+    runs = [record.prefect_flow_run_id for record in records if record.prefect_flow_run_id]
+    for flow_run_id in runs:
+        _ask_to_cancel(client, UUID(flow_run_id), why)  # before the signal: otherwise its end would be told as a crash
     with ThreadPoolExecutor(max_workers=max(1, len(records))) as pool:
         list(pool.map(end_process, records))
-    with get_client(sync_client=True) as client:
-        for record in records:
-            if record.prefect_flow_run_id:
-                _note_cancelled(client, UUID(record.prefect_flow_run_id), "Stopped by gptcore down")
-                print(
-                    f"stopped the run {short(record.prefect_flow_run_id)} of {record.config}; a later run continues from there"
-                )
+    return {flow_run_id: _note_cancelled(client, UUID(flow_run_id), why) for flow_run_id in runs}
 
 
-def _note_cancelled(client: "SyncPrefectClient", flow_run_id: UUID, why: str) -> None:
+def _ask_to_cancel(client: "SyncPrefectClient", flow_run_id: UUID, why: str) -> None:
+    from prefect.states import Cancelling
+
+    client.set_flow_run_state(flow_run_id, Cancelling(message=f"{why}; it saves."))
+
+
+def _note_cancelled(client: "SyncPrefectClient", flow_run_id: UUID, why: str) -> str:
+    """Set a run that was ended to Cancelled, unless it ended by itself in time; the name of its state."""
     from prefect.states import Cancelled
 
     state: State[Any] = Cancelled(message=f"{why}; what was finished and the last checkpoint are kept.")
     if not end_flow_run(client, flow_run_id, state):
-        # The run itself, or its worker, was quicker and called it a crash.
-        client.set_flow_run_state(flow_run_id, state, force=True)
+        before = client.read_flow_run(flow_run_id).state
+        if before is None or not before.is_crashed():
+            return before.name or "" if before is not None else ""
+        client.set_flow_run_state(flow_run_id, state, force=True)  # the run, or its worker, called it a crash
+    return "Cancelled"
 
 
 def end_process(record: RunRecord, seconds: float = _SAVE) -> None:
@@ -267,19 +294,24 @@ def _begun(client: "SyncPrefectClient", most: int) -> "list[FlowRun]":
     return client.read_flow_runs(flow_run_filter=begun, sort=FlowRunSort.START_TIME_DESC, limit=most)
 
 
-def recent(most: int = 5) -> dict[str, list[dict[str, Any]]]:
-    """The runs at work, the last ones and the next scheduled ones, as plain values."""
-    from prefect.client.orchestration import get_client
+def _scheduled(client: "SyncPrefectClient", most: int) -> "list[FlowRun]":
+    """The next runs that have not begun."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
 
     scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    return client.read_flow_runs(flow_run_filter=scheduled, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=most)
+
+
+def recent(most: int = 5) -> dict[str, list[dict[str, Any]]]:
+    """The runs at work, the last ones and the next scheduled ones, as plain values."""
+    from prefect.client.orchestration import get_client
+
     with get_client(sync_client=True) as client:
         flows = {flow.id: flow.name for flow in client.read_flows()}
         deployments = {deployment.id: deployment.name for deployment in client.read_deployments()}
-        last = _begun(client, most)
-        coming = client.read_flow_runs(flow_run_filter=scheduled, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=most)
+        last, coming = _begun(client, most), _scheduled(client, most)
     return {
         "last": [_row(run, flows, run.name, run.start_time) for run in last],
         # One that has not begun has no name of its own yet.
@@ -307,6 +339,9 @@ def main() -> None:
     except GptcoreError as error:
         print(f"gptcore: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:  # whatever Prefect's client raises: this is tried again later
+        print(f"gptcore: {sys.argv[1]}: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def private_server(home: Path, port: int | None = None) -> Iterator[Server]:
     `port` is where a first server is wanted; one that runs, or ran before, stays where it is.
     """
     url = (os.environ.get("PREFECT_API_URL") or "").rstrip("/")
-    if url and url != _address(home):  # ours may stand there too, in a shell that `gptcore status --shell` told of it
+    if url and url != address(home):  # ours may stand there too, in a shell that `gptcore status --shell` told of it
         yield Server(url, home)
         return
     (home / "prefect").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def listen(*ports: int | None) -> socket.socket:
     return socket.create_server(("127.0.0.1", 0), backlog=128)
 
 
-def _address(home: Path) -> str | None:
+def address(home: Path) -> str | None:
     """Where the last server of this home is or was."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         url: str = json.loads((home / "server.json").read_text())["url"]
@@ -218,7 +218,7 @@ def _address(home: Path) -> str | None:
 def _start(home: Path, port: int | None) -> str:
     """Start a server on loopback, where the last one was, on `port`, or on a free one; return its URL at once."""
     # Whoever still looks for the one before, or has a bookmark, finds the next one at the same place.
-    before = urlsplit(_address(home) or "").port
+    before = urlsplit(address(home) or "").port
     with listen(before, port) as listener, (home / "server.alive").open("w") as alive:
         # The lock goes with the open file to the child, and stays when our copy of it is closed.
         fcntl.flock(alive, fcntl.LOCK_EX)
@@ -259,6 +259,9 @@ def _server_environment(home: Path, url: str) -> dict[str, str]:
         "PREFECT_SERVER_API_PORT": url.rsplit(":", 1)[1].removesuffix("/api"),
         # On another port than 4200 its pages would ask the wrong address.
         "PREFECT_UI_API_URL": url,
+        "PREFECT_UI_URL": url.removesuffix("/api"),  # links in messages
+        # In memory, the leases of concurrency limits would die with the server, and the runs that hold them with the leases.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # One transaction for many task states: one each is too slow to have all of them when the last client leaves.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",

@@ -2,7 +2,7 @@
 
     <home>/services/supervisor.lock    locked by the supervisor for its life: free means down
     <home>/services/state.json         its pid, the addresses, every service with pid, start and restarts
-    <home>/services/watched.json       the pipelines whose sources are watched
+    <home>/services/deployed.json      the settings files that are deployed, when they run, whether their sources are watched
     <home>/services/*.log              what each of them said
     <home>/services/mlflow-*           MLflow's own users and secret key (0600); the password is that of Prefect's server
 
@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ import psutil
 from flows.operations.server import Server, auth_of, is_alive
 from gptcore.artifacts import write_json
 from gptcore.errors import GptcoreError
+
+_LONGEST_LOG = 10_000_000
+"""Bytes after which a log is set aside at the next start."""
 
 
 class ServicesError(GptcoreError):
@@ -44,9 +47,8 @@ class State:
     pid: int
     started: float
     ready: bool = False
-    problem: str | None = None
     prefect: str | None = None
-    """Address of Prefect's pages."""
+    """Address of Prefect's pages; None while the user's own server is used."""
     mlflow: str | None = None
     """Address of MLflow's pages; None while the user's own tracking server is used."""
     services: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,22 +84,40 @@ def mlflow_pages(home: Path) -> str | None:
     return state.mlflow if state and is_up(home) else None
 
 
-def watched(home: Path) -> dict[str, dict[str, str]]:
-    """Name of a pipeline -> its settings file and the folder in which its relative paths begin."""
+@dataclass(frozen=True)
+class Deployed:
+    """A settings file whose flows are deployed."""
+
+    config: str
+    """Its absolute path."""
+    folder: str
+    """Where the relative paths in it begin."""
+    cron: str
+    """When its pipeline runs."""
+    watch: bool
+    """Whether new text in its sources starts a round of continual training."""
+
+
+def deployed(home: Path) -> dict[str, Deployed]:
+    """What is deployed, by the name of the pipeline; `up` brings it back."""
     try:
-        found: dict[str, dict[str, str]] = json.loads((home / "services" / "watched.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((home / "services" / "deployed.json").read_text(encoding="utf-8"))
+        return {str(name): Deployed(**entry) for name, entry in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return found
 
 
-def set_watched(home: Path, files: Mapping[str, Path], *, watch: bool) -> None:
-    """From now on the sources of these pipelines are watched, or not. The supervisor notices within seconds."""
+def note_deployed(home: Path, entries: Mapping[str, Deployed]) -> None:
+    """From now on these are deployed too. The supervisor notices within seconds whose sources are to be watched."""
     (home / "services").mkdir(mode=0o700, exist_ok=True)
-    entries = {name: entry for name, entry in watched(home).items() if name not in files}
-    if watch:
-        entries |= {name: {"config": str(file.absolute()), "folder": str(Path.cwd())} for name, file in files.items()}
-    write_json(home / "services" / "watched.json", entries)
+    everything = {**deployed(home), **entries}
+    write_json(home / "services" / "deployed.json", {name: asdict(entry) for name, entry in everything.items()})
+
+
+def set_aside(log: Path) -> None:
+    """Begin a log that grew long anew; the one before it goes."""
+    if log.exists() and log.stat().st_size > _LONGEST_LOG:
+        log.replace(log.with_suffix(".old.log"))
 
 
 def start_supervisor(home: Path, prefect_port: int, mlflow_port: int) -> subprocess.Popen[bytes]:
@@ -106,7 +126,9 @@ def start_supervisor(home: Path, prefect_port: int, mlflow_port: int) -> subproc
     folder.mkdir(mode=0o700, exist_ok=True)
     code = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))}
-    with (folder / "supervisor.log").open("ab") as log:
+    log_file = folder / "supervisor.log"
+    set_aside(log_file)
+    with log_file.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.operations.supervisor", str(home), str(prefect_port), str(mlflow_port)],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
@@ -179,6 +201,8 @@ def shell(home: Path) -> str:
     state = read_state(home)
     if state is None or not is_up(home):
         raise ServicesError(f"the services of {home} are down; gptcore up starts them")
+    if state.prefect is None:
+        raise ServicesError("PREFECT_API_URL names a server of your own; the prefect command uses that one already")
     server = Server(f"{state.prefect}/api", home, auth_of(home))
     names = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "NO_PROXY", "no_proxy")
     environment = server.client_environment()

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from flows.operations.server import (
     private_server,
     set_default_environment,
 )
-from flows.operations.services import ServicesError, State, answers, read_state, server_pid, watched
+from flows.operations.services import Deployed, ServicesError, State, answers, deployed, read_state, server_pid, set_aside
 from gptcore.artifacts import open_home, write_json
 from gptcore.errors import GptcoreError
 from gptcore.training.process import has_card
@@ -53,11 +53,11 @@ _START = 120.0
 """Seconds that a server may take to answer for the first time."""
 _SETTLE_PAUSE = 60.0
 """Shortest time in seconds between two tries to settle what killed runs left."""
+_LONGEST_HELP = 120.0
+"""Seconds that a helper may take; nothing is tended meanwhile."""
 _CALM = 60.0
 """Seconds after which a service that was started again counts as well."""
 _LONGEST_PAUSE = 60.0
-_LONGEST_LOG = 10_000_000
-"""Bytes after which a log is set aside at the next start; the one before it goes."""
 
 
 class Service:
@@ -86,8 +86,7 @@ class Service:
         return True
 
     def _start(self) -> None:
-        if self.log.exists() and self.log.stat().st_size > _LONGEST_LOG:
-            self.log.replace(self.log.with_suffix(".old.log"))
+        set_aside(self.log)
         with self._command() as start, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.operations.leash", *start.command],
@@ -140,7 +139,7 @@ class Supervisor:
 
     def __init__(self, home: Path, server: Server, mlflow_port: int) -> None:
         self.home, self.server = home, server
-        self.state = State(os.getpid(), psutil.Process().create_time(), prefect=server.ui)
+        self.state = State(os.getpid(), psutil.Process().create_time(), prefect=server.ui if server.auth else None)
         self.services = []
         self._mlflow_port = mlflow_port
         if Connection(home).is_private:
@@ -151,8 +150,10 @@ class Supervisor:
         self.services += [Service(home, f"worker-{pool}", partial(self._worker, pool)) for pool in pools]
         self._watch()
         self._prefect_since, self._prefect_restarts = time.time(), 0
+        self._prefect_pid = server_pid(home)
         self._deaf = {"prefect": 0, "mlflow": 0}
         self._looked, self._settle_from = time.monotonic(), 0.0
+        self._settle = False
 
     def keep(self, ready: Callable[[], None]) -> None:
         """Start everything and look after it for ever; `ready` is called once all of it answers."""
@@ -160,7 +161,10 @@ class Supervisor:
         while True:
             changed = self._tend_prefect()
             for service in self.services:
-                changed |= service.tend()
+                if service.tend():
+                    changed = True
+                    # A run of a worker that died may have left no record of its own.
+                    self._settle |= service.restarts > 0 and service.name.startswith("worker")
             if not told and self._all_answer():
                 told = self.state.ready = changed = True
                 ready()
@@ -177,7 +181,7 @@ class Supervisor:
         for service in reversed(self.services):
             service.end()
         for service in reversed(self.services):
-            service.wait(30.0)
+            service.wait(60.0)
 
     def _runs_of_workers(self) -> list[str]:
         """Pids of the flow runs that our workers started, and not a person."""
@@ -196,20 +200,24 @@ class Supervisor:
             if service.process is not None
         }
         if self.server.auth is not None:
-            prefect = {"pid": server_pid(self.home), "since": self._prefect_since, "restarts": self._prefect_restarts}
+            prefect = {"pid": self._prefect_pid, "since": self._prefect_since, "restarts": self._prefect_restarts}
             self.state.services = {"prefect": prefect, **self.state.services}
         write_json(self.home / "services" / "state.json", asdict(self.state))
 
     # -------------------------------------------------------------------------------------------------- looking --
 
     def _tend_prefect(self) -> bool:
-        """Start the home's Prefect server again when it died; its address stays, unless somebody else took it."""
-        if self.server.auth is None or is_alive(self.home):
+        """Start the home's Prefect server again when it died; its address stays, unless somebody else took it.
+
+        A command that needed it may have been quicker.
+        """
+        if self.server.auth is None or (is_alive(self.home) and server_pid(self.home) in (self._prefect_pid, None)):
             return False
-        if pid := server_pid(self.home):
+        if self._prefect_pid:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # a child of ours, if we started it
+                os.waitpid(self._prefect_pid, os.WNOHANG)  # a child of ours, if we started it
         url = ensure_server(self.home)
+        self._prefect_pid = server_pid(self.home)
         self._prefect_since, self._prefect_restarts = time.time(), self._prefect_restarts + 1
         if url != self.server.url:
             self.server = Server(url, self.home, self.server.auth)
@@ -240,14 +248,16 @@ class Supervisor:
                 self._deaf[name] = 0
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM if name == "mlflow" else signal.SIGKILL)
+                return  # whoever needs it waits until it is there again
         self._watch()
-        if has_dead_runs(self.home) and time.monotonic() > self._settle_from:
+        if (self._settle or has_dead_runs(self.home)) and time.monotonic() > self._settle_from:
+            self._settle = False
             self._settle_from = time.monotonic() + _SETTLE_PAUSE  # what cannot be settled now is tried again, but not at once
             helper("flows.operations.runs", "settle")
 
     def _watch(self) -> None:
         """A service for every settings file whose sources are watched, and none for the others."""
-        wanted = {f"watch-{name}": where for name, where in watched(self.home).items()}
+        wanted = {f"watch-{name}": entry for name, entry in deployed(self.home).items() if entry.watch}
         gone = [service for service in self.services if service.name.startswith("watch-") and service.name not in wanted]
         for service in gone:
             service.end()
@@ -258,14 +268,17 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------- commands --
 
-    def _watcher(self, where: Mapping[str, str]) -> Start:
-        command = [sys.executable, "-P", "-m", "flows.cli", "watch", where["config"], "--every", str(_LOOK)]
-        return Start(command, dict(os.environ), folder=Path(where["folder"]))
+    def _watcher(self, entry: Deployed) -> Start:
+        command = [sys.executable, "-P", "-m", "flows.cli", "watch", entry.config, "--every", str(_LOOK)]
+        return Start(command, dict(os.environ), folder=Path(entry.folder))
 
     def _worker(self, pool: str) -> Start:
         command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool]
         command += ["--name", f"{socket.gethostname()}-{pool}", "--install-policy", "never"]
-        environment = {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "5", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+        command += ["--no-create-pool-if-not-found"]  # it would have no limit
+        environment = {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "5"}
+        if self.server.auth is None:  # one of ours needs no signs of life: the supervisor sees who is gone
+            environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
         return Start(command, environment)
 
     def _mlflow(self) -> Start:
@@ -329,12 +342,20 @@ def _remembered(home: Path, name: str) -> int | None:
     return int(address.rsplit(":", 1)[1]) if address else None
 
 
-def helper(module: str, *arguments: str) -> None:
-    """Run a part that needs Prefect as a process of its own, so that the supervisor stays small; it may fail."""
+def helper(module: str, *arguments: str) -> tuple[int, str]:
+    """Run a part that needs Prefect as a process of its own, so that the supervisor stays small; its exit code and words."""
     command = [sys.executable, "-P", "-m", module, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if said := "\n".join(filter(None, [result.stdout.strip(), result.stderr.strip()])):
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_LONGEST_HELP
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{module} {' '.join(arguments)} took longer than {_LONGEST_HELP:.0f} s and was ended", flush=True)
+        return 1, ""
+    said = "\n".join(filter(None, [result.stdout.strip(), result.stderr.strip()]))
+    if said:
         print(said, flush=True)
+    return result.returncode, said
 
 
 # --------------------------------------------------------------------------------------------------------- process --
@@ -375,7 +396,9 @@ def supervise(home: Path, prefect_port: int, mlflow_port: int, ready: Callable[[
             supervisor = Supervisor(home, server, mlflow_port)
             supervisor.write()
             helper("flows.operations.runs", "settle")  # makes MLflow's database too, before its server looks for it
-            helper("flows.operations.deployment", "prepare")
+            code, said = helper("flows.operations.deployment", "prepare")
+            if code != 0:  # without it a worker might start runs that were missed, or two on one card
+                raise ServicesError(said.splitlines()[-1].removeprefix("gptcore: ") if said else "Prefect took no work pools")
             supervisor.keep(ready)
         finally:
             if supervisor is not None:

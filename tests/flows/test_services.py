@@ -146,7 +146,7 @@ def status_of(address: str) -> int:
 
 
 def test_everything_listens_on_loopback_and_asks_for_the_password(up):
-    assert up.answer["deployed"] == ["tiny-gpt"]
+    assert up.answer["deployed"]["tiny-gpt"]["cron"] == "0 3 * * *"
     for address in (f"{up.answer['prefect']}/api/admin/version", f"{up.answer['mlflow']}/api/2.0/mlflow/experiments/search"):
         assert address.startswith("http://127.0.0.1:")
         assert status_of(address) == 401
@@ -228,7 +228,7 @@ def test_cancel_saves_and_a_later_run_goes_on_in_the_same_mlflow_run(up):
     config.write_text(
         up.home.config.read_text().replace("name: tiny-gpt", "name: long-gpt").replace("steps: 240", "steps: 3000")
     )
-    assert up.json("up", config)["deployed"] == ["long-gpt"]
+    assert list(up.json("up", config)["deployed"]) == ["long-gpt"]
     first = up.start("pipeline", "long-gpt")
     up.training_of("long-gpt", 24)
     second = up.start("pipeline", "long-gpt")
@@ -277,7 +277,7 @@ def worker_of(up) -> dict:
 
 def test_new_text_starts_a_round_of_continual_training(up):
     """Two rows are too few for a round, so it says that they wait."""
-    assert up.json("up", up.home.config, "--watch")["watched"] == ["tiny-gpt"]
+    assert up.json("up", up.home.config, "--watch")["deployed"]["tiny-gpt"]["watch"]
     wait_until(lambda: (up.home.home / "watch" / "tiny-gpt.json").exists())  # the first look only remembers
     rows = up.home.folder / "rows.jsonl"
     before = rows.read_text()
@@ -288,7 +288,7 @@ def test_new_text_starts_a_round_of_continual_training(up):
     runs = wait_until(lambda: up.ask("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}}), 200)
     assert up.wait_for(runs[0]["id"], "Waiting", "Completed", "Failed", "Crashed", "Kept", "Promoted") == "Waiting"
     rows.write_text(before)
-    assert up.json("up", up.home.config)["watched"] == []
+    assert not up.json("up", up.home.config, "--no-watch")["deployed"]["tiny-gpt"]["watch"]
     wait_until(lambda: service(up, "watch-tiny-gpt")["pid"] is None)
 
 
