@@ -80,17 +80,17 @@ def _wanted(
         name = load_config(file).name
         before = known.get(name) or Deployed("", "", NIGHTLY, False)
         entries[name] = replace(before, config=str(file.absolute()), folder=str(Path.cwd()))
-    said = {key: value for key, value in (("cron", cron), ("watch", watch)) if value is not None}
-    return {name: replace(entry, **said) for name, entry in entries.items()}
+    return {
+        name: replace(entry, cron=cron or entry.cron, watch=entry.watch if watch is None else watch)
+        for name, entry in entries.items()
+    }
 
 
 def _up(answer: dict[str, Any]) -> str:
     ours = [name for name in ("prefect", "mlflow") if answer[name]]
     lines = [f"{name:<9}{answer[name] or 'a server of your own'}" for name in ("prefect", "mlflow")]
     if ours:
-        lines.append(
-            f"{' and '.join(ours)} ask{'s' if len(ours) == 1 else ''} for the user and password in {answer['password']}"
-        )
+        lines.append(f"the user and password of {' and '.join(ours)}: {answer['password']}")
     for name, entry in answer["deployed"].items():
         lines.append(f"deployed {name}: pipeline at {entry['cron']!r}, every stage by hand")
         lines += [f"watching the sources of {name}: new text starts continual"] if entry["watch"] else []
