@@ -263,6 +263,7 @@ class Supervisor:
             service.end()
             service.wait(10.0)
             self.services.remove(service)
+            self.write()
         for name in wanted.keys() - {service.name for service in self.services}:
             self.services.append(Service(self.home, name, partial(self._watcher, wanted[name])))
 

@@ -66,9 +66,16 @@ class Up:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.answer['prefect']}/api{path}", data, {"Content-Type": "application/json"})
         self._sign(request)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        for patience in (True, True, True, False):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if not patience or error.code != 503:  # a server that has only just begun; Prefect's own client waits, too
+                    raise
+                time.sleep(2)
+        return None
 
     def _sign(self, request) -> None:
         import base64

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 CALL = """
 import json, os, sys
 from pathlib import Path
@@ -33,6 +35,7 @@ def call(home, *flows: str) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_stage_flow_builds_what_it_needs_and_the_chain_reuses_it(new_home, tmp_path):
     home = new_home(tmp_path / "alone", tasks=[])
     assert call(home, "ingest", "tokenizer") == {"ingest": {"": ["corpus", False]}, "tokenizer": {"": ["shards", False]}}
@@ -42,6 +45,7 @@ def test_a_stage_flow_builds_what_it_needs_and_the_chain_reuses_it(new_home, tmp
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_after_a_run_every_stage_flow_reuses_everything(finished):
     told = call(finished.home, "ingest", "tokenizer", "pretrain", "finetune", "evaluate", "promote")
     assert told.pop("promote")["verdict"] == "champion already"

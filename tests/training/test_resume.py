@@ -75,6 +75,7 @@ def test_the_same_job_gives_the_same_bits(tiny, tmp_path, undisturbed):
     assert train(Run(tmp_path / "run"), job_of(tiny)) == undisturbed
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_trainer_at_three_moments_changes_no_bit(tiny, tmp_path, undisturbed):
     run, job = Run(tmp_path / "run"), job_of(tiny)
     run.folder.mkdir()
