@@ -28,8 +28,8 @@ _INSIST = 35.0
 
 
 def _follow() -> None:
-    """In the new process: should the leash itself be killed, the command is asked to end."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In the new process: should the leash itself be killed, the command goes with it; asking alone does not end a worker."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Asked(BaseException):

@@ -184,13 +184,8 @@ class Supervisor:
             service.wait(60.0)
 
     def _runs_of_workers(self) -> list[str]:
-        """Pids of the flow runs that our workers started, and not a person."""
-        below: set[int] = set()
-        for service in self.services:
-            if service.name.startswith("worker") and service.process is not None:
-                with contextlib.suppress(psutil.Error):
-                    below |= {child.pid for child in psutil.Process(service.process.pid).children(recursive=True)}
-        return [str(record.pid) for record in active_runs(self.home) if record.pid in below]
+        """Pids of the flow runs that a worker started, and not a person; the worker itself may be dead."""
+        return [str(record.pid) for record in active_runs(self.home) if "prefect.engine" in _command(record.pid)]
 
     def write(self) -> None:
         """Tell in state.json how things are."""
@@ -302,6 +297,13 @@ class Supervisor:
             "_MLFLOW_SGI_NAME": "uvicorn",
         }
         return Start(command, environment, listener=listener)
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
 
 
 def _mlflow_users(home: Path) -> dict[str, str]:
