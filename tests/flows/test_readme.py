@@ -25,8 +25,8 @@ def test_make_knows_what_the_readme_opens_with():
 
 
 def _case(command):
-    """Whole runs are slow: `make test` leaves them out, `make slow` runs them."""
-    slow = command[1] in ("run", "verify-resume", "promote", "reproduce", "continual", "up", "status", "logs", "down")
+    """Whatever runs something or loads a model is slow: `make test` leaves it out, `make slow` runs it."""
+    slow = command[1] not in ("plan", "models", "history", "lineage")
     return pytest.param(command, id=" ".join(command[1:3]), marks=[pytest.mark.slow] if slow else [])
 
 
