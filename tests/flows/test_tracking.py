@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import mlflow
 import psutil
@@ -141,7 +142,8 @@ def test_a_trainer_that_is_killed_is_tried_again_and_nobody_sees_it_in_the_resul
     assert "base: the trainer died of SIGKILL" in said
     assert "trying again in 3 seconds base: continues from the checkpoint of step" in said
     ours, theirs = json.loads(printed)["artifacts"]["base"], finished.result["artifacts"]["base"]
-    assert sha256_file(f"{ours['path']}/model/model.safetensors") == sha256_file(f"{theirs['path']}/model/model.safetensors")
+    weights = [Path(artifact["path"]) / "model" / "model.safetensors" for artifact in (ours, theirs)]
+    assert sha256_file(weights[0]) == sha256_file(weights[1])
     assert tries(home, "base") == (2, "Completed")
     assert told(mlflow.MlflowClient(f"sqlite:///{home.home}/mlflow.db"), 240) == ["FINISHED"]
 
