@@ -1,11 +1,10 @@
 """What Prefect's server is told beside the flows: work pools, deployments, automations, and what was missed.
 
-    python -m flows.operations.deployment prepare            pools, automations, missed runs; before a worker starts
-    python -m flows.operations.deployment deploy FILE…       the deployments of prefect.yaml for every settings file
+    python -m flows.operations.deployment prepare        pools, automations, missed runs; before a worker starts
 
-Both need Prefect's address in the environment. They are processes of their own, so that whoever keeps the services together
-never has to import Prefect.
-"""
+It needs Prefect's address in the environment, and is a process of its own, so that whoever keeps the services together never has to
+It needs Prefect's address in the environment, and is a process of its own, so that whoever keeps the services together never
+has to import Prefect.
 
 import os
 import subprocess
@@ -243,11 +242,7 @@ def _schemes() -> set[str]:
 def main() -> None:
     """See the module's docstring."""
     try:
-        if sys.argv[1] == "prepare":
-            prepare()
-        else:
-            for file in sys.argv[2:]:
-                print(deploy(Path(file), Path.cwd()))
+        prepare()
     except GptcoreError as error:
         print(f"gptcore: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
