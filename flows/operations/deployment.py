@@ -2,9 +2,9 @@
 
     python -m flows.operations.deployment prepare        pools, automations, missed runs; before a worker starts
 
-It needs Prefect's address in the environment, and is a process of its own, so that whoever keeps the services together never has to
 It needs Prefect's address in the environment, and is a process of its own, so that whoever keeps the services together never
 has to import Prefect.
+"""
 
 import os
 import subprocess
