@@ -1,5 +1,6 @@
 """One finished pipeline run, made once through the command line, on which many facts can be checked."""
 
+import fcntl
 import json
 import os
 import random
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from flows.operations.relocation import relocate
 
 TOPICS = {
     "weather": ["rain", "cloud", "wind", "storm", "sun", "snow", "frost", "fog", "thunder", "heat", "sky", "breeze"],
@@ -123,6 +126,36 @@ def new_home(databases):
 
 
 @pytest.fixture(scope="session")
-def finished(new_home, tmp_path_factory) -> Finished:
-    home = new_home(tmp_path_factory.mktemp("finished"))
-    return Finished(home, home.run())
+def first_run(new_home, tmp_path_factory) -> Finished:
+    """The one run of a home, made by whichever of the processes of pytest-xdist asks first. Nobody else's to use or change."""
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "first-run"
+    folder.mkdir(exist_ok=True)
+    printed = folder / "printed.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            shutil.rmtree(folder / "work", ignore_errors=True)  # of one that failed
+            home = new_home(folder / "work")
+            printed.write_text(json.dumps(home.run()))
+    return Finished(Home(folder / "work", folder / "work" / "tiny.yaml"), json.loads(printed.read_text()))
+
+
+def copied(run: Finished, folder: Path) -> Finished:
+    """The same run in a home of its own at `folder`, so that a test may promote, break or move what it likes."""
+    shutil.copytree(run.home.folder, folder, dirs_exist_ok=True)
+    home = Home(folder, folder / run.home.config.name)
+    relocate(home.home, run.home.home, home.home)
+    return Finished(home, run.result)
+
+
+@pytest.fixture(scope="session")
+def finished(first_run, tmp_path_factory) -> Finished:
+    """A home after its first run. What a test does to it must leave it as good as it was."""
+    return copied(first_run, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def own_finished(first_run, tmp_path_factory) -> Finished:
+    """The same, for the tests of one file, which may promote and run in it."""
+    return copied(first_run, tmp_path_factory.mktemp("own-finished"))

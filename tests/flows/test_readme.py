@@ -32,9 +32,9 @@ def _case(command):
 
 @pytest.mark.parametrize("command", [_case(command) for n, command in enumerate(COMMANDS)
                                      if command[0] == "gptcore" and command not in COMMANDS[:n]])  # fmt: skip
-def test_a_command_of_the_readme_runs(finished, command):
+def test_a_command_of_the_readme_runs(own_finished, command):
     """On the tiny home: its names in place of the quickstart's, its settings in place of my.yaml and of the default."""
-    home = finished.home
+    home = own_finished.home
     arguments = [part.replace("docs-gpt", "tiny-gpt").replace("my.yaml", str(home.config)) for part in command[1:]]
     if "my-texts" in arguments:
         arguments[arguments.index("my-texts")] = str(home.folder / "rows.jsonl")
