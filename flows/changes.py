@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.chain import Chain
-from gptcore.artifacts import REPORT, Artifact, Recipe, Store, circumstances, differences, sha256_file
+from flows.rounds import chain_of
+from gptcore.artifacts import REPORT, Artifact, Recipe, Store, circumstances, differences, read_manifest, sha256_file
 from gptcore.config import FilesSource, PipelineConfig
 from gptcore.errors import ArtifactError, SourceError
 from gptcore.record import Manifest, Record, is_training
@@ -52,14 +52,18 @@ def what_changed(record: Record, config: PipelineConfig, store: Store) -> list[C
 
 
 def _damage(record: Record, store: Store) -> list[Change]:
-    """Files of the artifact itself that are not those that were published."""
-    folder, files = record.folders[record.target], record.manifests[record.target]["files"]
+    """Files that are not those that were published: of the artifact itself, and of what it went on from."""
+    folder = record.folders[record.target]
+    folders = [*record.given.values(), folder]
+    changes = []
     if folder.is_relative_to(store.home / "cache"):
-        return [Change("its files are not in the store any more, MLflow has the record", "note")]
-    wrong = [name for name, entry in files.items() if not _is(folder / name, entry)]
-    return [
+        folders.remove(folder)
+        changes.append(Change("its files are not in the store any more, MLflow has the record", "note"))
+    return changes + [
         Change(f"{folder / name} is not the file that was published", "note" if name.startswith(f"{REPORT}/") else "stops")
-        for name in wrong
+        for folder in folders
+        for name, entry in read_manifest(folder)["files"].items()
+        if not _is(folder / name, entry)
     ]
 
 
@@ -71,7 +75,7 @@ def _in_the_recipes(record: Record, config: PipelineConfig, store: Store) -> lis
     """Sources that changed, and stages that today's code makes another way."""
     rehearsal = _Rehearsal(store, record)
     try:
-        Chain(rehearsal, config).noun(record.last)
+        chain_of(record, rehearsal, config).noun(record.last)
     except SourceError as error:
         where = f"; its record's paths begin in the working folder, {Path.cwd()}" if _has_relative_paths(config) else ""
         raise SourceError(f"{record.target} of {record.name} cannot be rebuilt: {error}{where}") from error

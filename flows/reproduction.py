@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.chain import Chain
 from flows.changes import Change, recorded_answers, what_changed
 from flows.lookup import Registry, find_artifact
 from flows.operations.server import set_default_environment
-from gptcore.artifacts import Artifact, Store
+from flows.rounds import chain_of
+from gptcore.artifacts import Artifact, Store, read_manifest
 from gptcore.errors import ArtifactError, CorruptArtifactError
-from gptcore.record import Record, read_record
+from gptcore.record import BASE, Record, read_record
 from gptcore.room import check_room
 from gptcore.scratch import scratch_folder
 from tasks.records import Records
@@ -90,7 +90,7 @@ class Reproduction:
         if not different and self.stopped:
             return f"the record gives the recorded digests, bit by bit, but {because}"
         if not different:
-            told = f"bit-equal: {_stages(len(self.stages))} of {self.what} came out as recorded"
+            told = f"bit-equal: {_stages(len(self.stages))} of {self.what} came out as recorded{self._from}"
             return f"{told}, although {because}" if because else told
         first = f"the first stage that differs is {different[0].stage} ({different[0].differs})"
         if self.metrics and all(row.low <= row.recorded <= row.high for row in self.metrics):
@@ -99,12 +99,21 @@ class Reproduction:
             told = f"differs: {first}"
         return f"{told}; not expected to be equal because {because}" if because else told
 
+    @property
+    def went_on_from(self) -> dict[str, str]:
+        """Of a round of continual training: what was there already and is not built again, name -> digest."""
+        return {name: str(read_manifest(folder)["digest"]) for name, folder in self.record.given.items()}
+
+    @property
+    def _from(self) -> str:
+        return f", from the base {self.went_on_from[BASE][:12]} and its text on" if self.record.given else ""
+
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         target = self.record.manifests[self.record.target]
         return {
             "what": self.what, "stage": self.record.target, "name": self.record.name, "digest": target["digest"],
-            "built_at": target["built_at"], "equal": self.equal, "verdict": self.verdict,
+            "built_at": target["built_at"], "went_on_from": self.went_on_from, "equal": self.equal, "verdict": self.verdict,
             "changed": [asdict(change) for change in self.changes], "stages": [asdict(row) for row in self.stages],
             "metrics": [asdict(row) for row in self.metrics], "seconds": round(self.seconds, 1),
             "scratch": str(self.scratch) if self.scratch else None,
@@ -135,7 +144,7 @@ def reproduce(
     started = time.monotonic()
     with scratch_folder(store.home, "reproduce", keep=keep) as scratch:
         run = Run(Store(scratch), watcher, answers=answers)
-        Chain(run, config).noun(record.last)
+        chain_of(record, run, config).noun(record.last)
         stages = [_compare(record, artifact) for artifact in run.artifacts.values()]
         metrics = _numbers(record, run.artifacts)
     return Reproduction(what, record, changes, stages, metrics, time.monotonic() - started, scratch if keep else None)

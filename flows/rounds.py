@@ -4,9 +4,11 @@ from functools import cached_property
 
 from flows.chain import Chain
 from flows.session import plan_run
-from gptcore.artifacts import Artifact
-from gptcore.config import PipelineConfig
+from gptcore.artifacts import Artifact, load_artifact
+from gptcore.config import PipelineConfig, TrainingConfig
+from gptcore.errors import ArtifactError
 from gptcore.evaluation.forgetting import read_forgetting
+from gptcore.record import BASE, OLD, Record
 from tasks.base import continue_base
 from tasks.continual import (
     CAUGHT_UP,
@@ -16,6 +18,7 @@ from tasks.continual import (
     WAITING,
     Champion,
     Continued,
+    Parent,
     compare_rounds,
     find_champion,
     judged_before,
@@ -63,33 +66,61 @@ class Settled(Chain):
         ]
 
 
-class Round(Settled):
-    """The chain of a candidate: new text, a share of the old beside it, and the champion to begin with."""
+class Onward(Chain):
+    """The chain of what a base becomes with new text and a share of the old beside it; `config.training` is all it needs."""
+
+    def __init__(self, run: Run, config: PipelineConfig, parent: Parent) -> None:
+        super().__init__(run, config)
+        self.parent = parent
 
     @cached_property
     def new(self) -> Artifact:
-        """What the sources hold and the champion has not seen."""
-        split, old = self.config.split, self.champion.corpus
-        return prepare_new(self.run, self.name, self.config.corpus, split, self.examples, old)
+        """What the sources hold and the parent has not seen."""
+        return prepare_new(self.run, self.name, self.config.corpus, self.config.split, self.examples, self.parent.corpus)
 
     @cached_property
     def corpus(self) -> Artifact:
         """Old text and new."""
-        return unite(self.run, self.name, self.champion.corpus, self.new)
+        return unite(self.run, self.name, self.parent.corpus, self.new)
+
+    @cached_property
+    def tokenizer(self) -> Artifact:
+        """The one that the parent speaks."""
+        return self.parent.tokenizer
 
     @cached_property
     def shards(self) -> Artifact:
-        """What the candidate reads."""
+        """What the new base reads."""
         config = self.config
         return encode_new(self.run, self.name, config.shards, config.continual, self.new, self.corpus, self.tokenizer)
 
     @cached_property
     def base(self) -> Artifact:
-        """The candidate."""
-        training = self.config.continual.training(self.config.training, int(self.shards.numbers.get("train_tokens", 0)))
-        return continue_base(
-            self.run, self.name, self.config.model, training, self.champion.base, self.shards, self.tokenizer
-        )  # fmt: skip
+        """The parent, trained on."""
+        model, training = self.config.model, self.training
+        return continue_base(self.run, self.name, model, training, self.parent.base, self.shards, self.tokenizer)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """As its record says."""
+        return self.config.training
+
+    def noun(self, stage: str) -> Artifact:
+        """As in a chain; three nouns are called otherwise in a round."""
+        return super().noun({"corpus-new": "new", "corpus-all": "corpus", "shards-new": "shards"}.get(stage, stage))
+
+
+class Round(Onward):
+    """The chain of a candidate: the champion to begin with, and a gate at the end."""
+
+    def __init__(self, run: Run, config: PipelineConfig, champion: Champion) -> None:
+        super().__init__(run, champion.settings(config), champion)
+        self.champion = champion
+
+    @property
+    def training(self) -> TrainingConfig:
+        """As long as there is new text for."""
+        return self.config.continual.training(self.config.training, int(self.shards.numbers.get("train_tokens", 0)))
 
     @cached_property
     def judgement(self) -> Artifact:
@@ -120,6 +151,19 @@ class Round(Settled):
         """The gate."""
         champion = self.champion.version
         return promote_candidate(self.run, self.config, self.base, self.judgement, self.corpus, champion, self.forgetting)
+
+
+def chain_of(record: Record, run: Run, config: PipelineConfig) -> Chain:
+    """The chain that makes what a record is of: a round, where it went on from an earlier base. Raises `ArtifactError`."""
+    if not record.given:
+        return Chain(run, config)
+    if BASE not in record.given:
+        raise ArtifactError(
+            f"{record.target} belongs to a round of continual training and is rebuilt with the base that was trained on it: "
+            f"give that model, for example {record.name}@champion"
+        )
+    base, corpus = (load_artifact(record.given[name]) for name in (BASE, OLD))
+    return Onward(run, config, Parent(base, corpus))
 
 
 def standing(config: PipelineConfig, champion: Champion) -> Continued | None:

@@ -5,7 +5,7 @@ say how to make it again; no settings file is needed, and none that has changed 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,11 @@ from typing import Any
 from gptcore.artifacts import Recipe, content_digest, read_manifest
 from gptcore.config import PipelineConfig, parse_config
 from gptcore.errors import ArtifactError
+
+BASE = "base"
+"""Stage of a pretrained model; as an input of one: the base that it was trained on from."""
+OLD = "old corpus"
+"""Name of the input of a corpus that it adds to; no source can be called so."""
 
 Manifest = Mapping[str, Any]
 Find = Callable[[str], Path | None]
@@ -29,6 +34,8 @@ class Record:
     """Stage -> folder of its `artifact.json`."""
     manifests: Mapping[str, Manifest]
     """Stage -> `artifact.json`: the artifact, all it was made of, and its evaluation where there is one."""
+    given: Mapping[str, Path] = field(default_factory=dict)
+    """Of a round of continual training: what it went on from, `base` and `old corpus` -> folder; not built again."""
 
     @cached_property
     def name(self) -> str:
@@ -56,14 +63,15 @@ class Record:
         if self.model is None:
             return None
         task = self.model.removeprefix("finetune-")  # of the base: base
-        test_set = "corpus" if task == "base" else f"examples-{task}"
+        texts = "corpus-all" if "corpus-all" in self.manifests else "corpus"
+        test_set = texts if task == "base" else f"examples-{task}"
         return f"evaluation-{task}", {stage: self.manifests[stage]["digest"] for stage in (self.model, test_set)}
 
     def with_evaluation(self, folder: Path) -> "Record":
         """The same record with the evaluation whose manifest lies in `folder`."""
         manifest = read_manifest(folder)
         stage = str(manifest["stage"])
-        return Record(self.target, {**self.folders, stage: folder}, {**self.manifests, stage: manifest})
+        return replace(self, folders={**self.folders, stage: folder}, manifests={**self.manifests, stage: manifest})
 
     def config(self) -> PipelineConfig:
         """The settings of the pipeline, as far as they made this artifact.
@@ -71,9 +79,11 @@ class Record:
         Raises `SettingsError` when this version of gptcore does not know one of them.
         """
         values: dict[str, Any] = {"name": self.name, "tasks": list(self._tasks())}
-        for section in ("corpus", "tokenizer", "shards"):
-            if section in self.manifests:
-                values[section] = dict(self.manifests[section]["settings"])
+        for stage in ("corpus", "corpus-new", "tokenizer", "shards", "shards-new"):
+            if stage in self.manifests:
+                values[stage.removesuffix("-new")] = dict(self.manifests[stage]["settings"])
+        if "shards-new" in self.manifests:
+            values["continual"] = {key: values["shards"].pop(key) for key in ("replay", "seed")}
         if "corpus" not in values:  # examples alone
             values["corpus"] = {"sources": [task["source"] for task in values["tasks"]]}
         values["split"] = next(m["settings"]["split"] for m in self.manifests.values() if "split" in m["settings"])
@@ -107,6 +117,8 @@ def read_record(folder: Path, find: Find) -> Record:
     target = str(read_manifest(folder)["stage"])
     folders: dict[str, Path] = {}
     manifests: dict[str, Manifest] = {}
+    given: dict[str, str] = {}
+    """Digest -> name."""
     pending = [folder]
     while pending:
         folder = pending.pop()
@@ -117,10 +129,30 @@ def read_record(folder: Path, find: Find) -> Record:
             continue
         check_manifest(manifest, folder)
         folders[stage], manifests[stage] = folder, manifest
-        for name, digest in manifest["inputs"].items():
-            if name not in sources_of(manifest):
+        given |= {manifest["inputs"][name]: name for name in _gone_on_from(manifest)}
+        # Models first: a base that was trained on from another says which tokenizer is not learned anew.
+        for name, digest in sorted(manifest["inputs"].items(), key=lambda item: is_training(item[0])):
+            if name not in sources_of(manifest) and digest not in given:
                 pending.append(_found(name, digest, manifest, find))
-    return Record(target, folders, manifests)
+    began = {name: _given(name, digest, find) for digest, name in given.items() if name in (BASE, OLD)}
+    return Record(target, folders, manifests, began)
+
+
+def _gone_on_from(manifest: Manifest) -> tuple[str, ...]:
+    """Those inputs of an artifact that earlier rounds of continual training made."""
+    if manifest["stage"] == BASE:
+        return (BASE, "tokenizer") if BASE in manifest["inputs"] else ()
+    return {"shards-new": ("tokenizer",), "corpus-new": (OLD,), "corpus-all": (OLD,)}.get(manifest["stage"], ())
+
+
+def _given(name: str, digest: str, find: Find) -> Path:
+    folder = find(digest)
+    if folder is None or not all((folder / file).is_file() for file in read_manifest(folder)["files"]):
+        raise ArtifactError(
+            f"it was trained on from the {name} {digest[:12]}, whose files are not in the store any more: bring them back "
+            "from a backup, or train anew with gptcore run"
+        )
+    return folder
 
 
 def _found(name: str, digest: str, of: Manifest, find: Find) -> Path:
@@ -158,7 +190,7 @@ def check_manifest(manifest: Manifest, folder: Path) -> None:
 
 def is_training(stage: str) -> bool:
     """Whether a stage trains a model."""
-    return stage == "base" or stage.startswith("finetune-")
+    return stage == BASE or stage.startswith("finetune-")
 
 
 def sources_of(manifest: Manifest) -> list[str]:

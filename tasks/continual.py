@@ -28,15 +28,12 @@ tasks of the champion were missing and are made."""
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The base that everybody uses, and what it was made of."""
+class Parent:
+    """The base that a round goes on from, and its text."""
 
-    version: Version
     base: Artifact
     corpus: Artifact
     """All text that it and those before it were made from."""
-    sources: Mapping[str, str]
-    """Digest of every source, and of the examples of every task, as it was then."""
 
     @property
     def tokenizer(self) -> Artifact:
@@ -44,15 +41,20 @@ class Champion:
         inputs = self.base.manifest()["inputs"]
         return Artifact("tokenizer", self.base.name, self.base.path / "model", "", str(inputs["tokenizer"]))
 
-    @property
-    def model(self) -> ModelConfig:
-        """Its shape."""
-        return ModelConfig(**self.base.manifest()["settings"]["model"])
+
+@dataclass(frozen=True)
+class Champion(Parent):
+    """The base that everybody uses, and what it was made of."""
+
+    version: Version
+    sources: Mapping[str, str]
+    """Digest of every source, and of the examples of every task, as it was then."""
 
     def settings(self, config: PipelineConfig) -> PipelineConfig:
         """`config` with what cannot change in a round: its shape, and the tasks whose test rows its text was cleaned of."""
+        model = ModelConfig(**self.base.manifest()["settings"]["model"])
         tasks = tuple(task for task in config.tasks if f"examples-{task.name}" in self.sources)
-        return config.model_copy(update={"model": self.model, "tasks": tasks})
+        return config.model_copy(update={"model": model, "tasks": tasks})
 
     def has_seen(self, config: PipelineConfig, home: Path) -> bool:
         """Whether the sources are now what they were when it was made."""
@@ -69,7 +71,7 @@ def find_champion(store: Store, config: PipelineConfig) -> Champion | None:
     try:
         base = load_artifact(version.path)
         corpus, newest = _corpora(Lineage(store.root), base)
-        return Champion(version, base, load_artifact(corpus.path or Path()), newest.inputs)
+        return Champion(base, load_artifact(corpus.path or Path()), version, newest.inputs)
     except (ArtifactError, KeyError) as error:
         raise ArtifactError(
             f"the champion {version.name}/{version.version} cannot be trained on in {store.home}: it or its text is not there "

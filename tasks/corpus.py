@@ -10,10 +10,8 @@ from gptcore.config import CorpusConfig, SplitConfig, TaskConfig
 from gptcore.corpus import build_corpus, identify
 from gptcore.corpus.additions import build_all, build_new, write_files
 from gptcore.downstream import build_examples
+from gptcore.record import OLD
 from tasks.run import Run, stage_task
-
-OLD = "old corpus"
-"""Name of the input that is added to; no source can be called so."""
 
 
 @stage_task("examples-{task.name}")

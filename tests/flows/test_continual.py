@@ -121,6 +121,7 @@ def test_three_rounds_one_of_them_killed(pipeline):
     late = pipeline.round("--set", "continual.steps=60")
     assert late["state"] == "CaughtUp", "as after a kill between the base and its tasks"
     assert pipeline.versions("tiny-gpt-classify").keys() == {1, 2}
+    check_reproduction(pipeline, first, second)
 
     pipeline.add("c.jsonl", 640, 900)
     kill_in_training(pipeline, beyond=10)
@@ -159,6 +160,18 @@ def check_lineage(pipeline: Pipeline, first: dict, second: dict) -> None:
     assert shown["forgetting"]["new_candidate"] < shown["forgetting"]["new_champion"]
     page = pipeline.home.home / "results" / "tiny-gpt" / "forgetting.md"
     assert "the candidate is" in page.read_text()
+
+
+def check_reproduction(pipeline: Pipeline, first: dict, second: dict) -> None:
+    """The task model of a round, and with it the candidate, comes out of the record with what the round went on from."""
+    told = json.loads(pipeline.home.gptcore("reproduce", "tiny-gpt-classify@champion", "--json").stdout)
+    went_on_from = {"base": "base", "old corpus": "corpus"}
+    assert told["went_on_from"] == {name: first["artifacts"][stage]["digest"] for name, stage in went_on_from.items()}
+    assert told["equal"], told["verdict"]
+    recorded = {row["stage"]: row["recorded"] for row in told["stages"]}
+    built = ("base", "corpus-new", "corpus-all", "shards-new", "examples-classify")
+    assert {stage: recorded[stage] for stage in built} == {stage: second["artifacts"][stage]["digest"] for stage in built}
+    assert recorded.keys() - set(built) == {"shards-classify", "finetune-classify", "evaluation-classify"}
 
 
 def kill_in_training(pipeline: Pipeline, beyond: int) -> None:
