@@ -164,7 +164,7 @@ def check_lineage(pipeline: Pipeline, first: dict, second: dict) -> None:
 
 def check_reproduction(pipeline: Pipeline, first: dict, second: dict) -> None:
     """The task model of a round, and with it the candidate, comes out of the record with what the round went on from."""
-    told = json.loads(pipeline.home.gptcore("reproduce", "tiny-gpt-classify@champion", "--json").stdout)
+    told = json.loads(pipeline.home.gptcore("reproduce", "tiny-gpt-classify/2", "--json").stdout)
     went_on_from = {"base": "base", "old corpus": "corpus"}
     assert told["went_on_from"] == {name: first["artifacts"][stage]["digest"] for name, stage in went_on_from.items()}
     assert told["equal"], told["verdict"]
