@@ -143,7 +143,7 @@ def lineage_tree(found: Mapping[str, Any]) -> Tree:
 
 def _grow(branch: Tree, node: Mapping[str, Any], seen: set[str]) -> None:
     inner, again = node.get("made_of", ()), node["digest"] in seen
-    where = "" if node["path"] else ", not in the store"
+    where = "" if node["path"] else ", a source or gone from the store"
     note = ", as above" if node.get("above") or (again and inner) else where
     twig = branch.add(Text.assemble(node["stage"], (f" {node['digest'][:12]}{note}", "dim")))
     seen.add(node["digest"])

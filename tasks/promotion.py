@@ -186,6 +186,7 @@ def evaluate_champion(
     folder = registry.resolve(f"{champion.name}/{champion.version}").parent
     model = Artifact(stage, test_set.name, folder, "", champion.digest)
     aside = replace(run, artifacts={}, rebuild=frozenset())  # not a stage of this run
+    run.watcher.say(f"{champion.name}/{champion.version}, the champion, on the same test set:")
     return evaluate(aside, test_set.name, config, model, test_set)
 
 

@@ -40,6 +40,8 @@ def read_settings(config: Path | None, text: list[str] | None, overrides: list[s
         raise SettingsError(
             f"{config} is no settings file; --text takes one path, so repeat it: --text {text[0]} --text {config}"
         )
+    if config is not None and config.is_dir():
+        raise SettingsError(f"{config} is a folder, not a settings file; to use what lies in it as the text: --text {config}")
     return load_config(config or quickstart(), overrides or (), text or ())
 
 

@@ -130,6 +130,8 @@ def promote(
     with contextlib.redirect_stdout(sys.stderr):
         verdict = promote_version(open_home(home_folder()), model, force)
     tell(verdict, as_json, lambda: f"{verdict['name']} version {verdict['version']}: {verdict['verdict']}")
+    if "champion" not in verdict["aliases"]:  # scripts should see that it was refused
+        raise typer.Exit(1)
 
 
 @app.command()

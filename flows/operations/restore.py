@@ -26,12 +26,12 @@ def restore(file: Path, home: Path) -> Summary:
     nothing but plain files inside the home comes out of it. Raises `ArtifactError` or `DiskFullError`.
     """
     home = home.absolute()
+    if not file.is_file():
+        raise ArtifactError(f"there is no file {file} to restore from")
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise ArtifactError(f"{home} is not empty and nothing is restored over it: set GPTCORE_HOME to a new folder")
     if os.path.ismount(home):
         raise ArtifactError(f"{home} is a mount point, which cannot be replaced: set GPTCORE_HOME to a new folder inside it")
-    if not file.is_file():
-        raise ArtifactError(f"there is no file {file} to restore from")
     with plainly(f"{home} cannot be made"), _own_folder(home.with_name(f"{home.name}.restoring")) as folder:
         header, manifest = _unpack(file, folder)
         relocate(folder, Path(header["home"]), home)

@@ -41,7 +41,14 @@ def test_heads_that_do_not_divide_the_width(home):
 
 
 def test_a_missing_file(home):
-    assert "nowhere.txt" in told(home, "plan", "--text", "nowhere.txt")
+    assert "--text nowhere.txt: there is no such file or folder in " in told(home, "plan", "--text", "nowhere.txt")
+
+
+def test_a_folder_of_text_in_place_of_settings(home):
+    (home.folder / "tales").mkdir()
+    assert "tales is a folder, not a settings file; to use what lies in it as the text: --text tales" in told(
+        home, "run", "tales"
+    )
 
 
 def test_a_missing_config(home):

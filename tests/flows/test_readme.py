@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from gptcore.config import load_config
+from gptcore.config import load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +45,11 @@ def test_a_command_of_the_readme_runs(own_finished, command):
         arguments.insert(1, str(home.config))
     result = home.gptcore(*arguments, stdin="About rain\n")
     assert result.stdout.strip() or "stages were reused" in result.stderr or "stage(s) built" in result.stderr
+
+
+def test_the_settings_that_it_shows_are_valid():
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert [parse_config(yaml.safe_load(block)).name for block in blocks] == ["tales"]
 
 
 def test_the_quickstart_is_valid_and_within_its_budget():

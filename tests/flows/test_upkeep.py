@@ -316,6 +316,13 @@ def test_of_a_training_that_is_not_finished_what_it_needs_to_go_on_is_saved_and_
         assert database.execute("SELECT value FROM tags").fetchall() == [(f"{new}/store/x",)]
 
 
+def test_a_file_that_is_not_there_is_told_before_anything_else(saved, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ArtifactError, match=r"there is no file .*nosuch\.zst to restore from"):
+        restore(tmp_path / "nosuch.zst", tmp_path / "full")
+
+
 def test_a_restore_that_was_killed_is_done_again(saved, tmp_path):
     left = tmp_path / "new.restoring" / "store"
     left.mkdir(parents=True)
