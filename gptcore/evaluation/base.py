@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from gptcore.config import EvaluationConfig
@@ -25,6 +24,7 @@ from gptcore.evaluation.results import Results, beside_number, measured, write_r
 from gptcore.evaluation.xz import xz_bits_per_byte
 from gptcore.inference import Predictor
 from gptcore.model import GPT, LoadedModel
+from gptcore.model.loss import head_losses
 
 XZ = "xz -9 primed"
 _SAMPLE_TOKENS = 64
@@ -130,9 +130,8 @@ def _window_nats(model: GPT, stream: NDArray[np.int64], starts: list[int], lengt
     """Nats (B, scored) of the last `scored` labels of windows that read `length` tokens; only these reach the head."""
     cut = np.stack([stream[start : start + length + 1] for start in starts])
     windows = torch.from_numpy(cut).to(model.embedding.weight.device)  # (B, T + 1)
-    logits = model.logits(model.hidden(windows[:, :-1])[:, -scored:]).float()  # (B, S, V)
-    losses = F.cross_entropy(logits.flatten(0, 1), windows[:, -scored:].flatten(), reduction="none")
-    return losses.view(len(starts), scored).double().cpu().numpy()
+    hidden = model.hidden(windows[:, :-1])[:, -scored:]  # (B, S, D)
+    return head_losses(model, hidden, windows[:, -scored:]).double().cpu().numpy()
 
 
 def _metrics(scores: pandas.DataFrame, xz: float, config: EvaluationConfig) -> dict[str, Any]:

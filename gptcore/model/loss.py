@@ -4,30 +4,100 @@ Labels are the tokens shifted once, by whoever makes the batch; -100 (IGNORED) m
 """
 
 import math
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gptcore.model.transformer import GPT
 
 IGNORED = -100
+_LOGITS_AT_ONCE = 1 << 22
+"""Logits that are held at once, 16 MB in float32: about as much as the caches of a CPU hold."""
 
 
-def mean_loss(model: GPT, tokens: Tensor, labels: Tensor, count: Tensor | float) -> Tensor:
-    """Sum of the losses of tokens (B, T) divided by `count`, a scalar in nats.
+def mean_loss(
+    model: GPT, tokens: Tensor, labels: Tensor, count: Tensor | float, *, smoothing: float = 0.0, z: float = 0.0
+) -> Tensor:
+    """Sum of the losses of tokens (B, T) divided by `count`, a scalar in nats, float32.
 
     `count` is the number of labels in the whole global batch, so that gradients of micro-batches and processes simply add up.
+    `smoothing`: share of the target that is spread over the whole vocabulary (Szegedy et al. 2016); `z`: weight of the squared
+    log of the softmax's denominator (Chowdhery et al. 2022, section 5).
     """
-    # In the model's own type: the softmax sums in float32 inside, and a float32 copy of all logits costs a tenth of the step.
-    losses = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.float().sum() / count
+    hidden, labels = model.hidden(tokens).flatten(0, 1), labels.flatten()
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Of a task's row only the answer is learned: the rest need not go through the head. A card would have to wait here.
+        learned = (labels != IGNORED).nonzero().squeeze(1)
+        if len(learned) < len(labels):
+            hidden, labels = hidden[learned], labels[learned]
+    losses: Tensor = _ChunkedCrossEntropy.apply(hidden, model.head_weight, labels, smoothing, z)  # type: ignore[no-untyped-call]
+    return losses / count
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The head and its cross-entropy, a few rows at a time: all logits (N, V) are never there at once.
+
+    The gradient of a row follows from its own logits, so it is taken on the way forward and nothing is computed twice. The
+    softmax is float32 whatever the activations are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, smoothing: float, z: float) -> Tensor:
+        """Hidden states (N, D), head (V, D), labels (N) -> sum of the losses, a float32 scalar."""
+        weight = head.to(hidden.dtype)
+        learned = (labels != IGNORED).to(torch.float32)  # (N)
+        wanted = labels.clamp_min(0)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_head = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        rows = max(1, _LOGITS_AT_ONCE // head.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            logits = F.linear(hidden[part], weight).float()  # (R, V)
+            denominator = logits.logsumexp(-1)  # (R), the log of it
+            nats = denominator - (1.0 - smoothing) * logits.gather(1, wanted[part, None]).squeeze(1)
+            if smoothing:
+                nats -= smoothing * logits.mean(-1)
+            if z:
+                nats += z * denominator.square()
+            loss += (nats * learned[part]).sum()
+            gradient = (logits - denominator[:, None]).exp_()  # the softmax; d denominator / d logits
+            if z:
+                gradient *= (1.0 + 2.0 * z * denominator)[:, None]
+            if smoothing:
+                gradient -= smoothing / logits.shape[1]
+            gradient.scatter_add_(1, wanted[part, None], torch.full_like(gradient[:, :1], smoothing - 1.0))
+            gradient = (gradient * learned[part, None]).to(hidden.dtype)
+            if to_hidden is not None:
+                torch.mm(gradient, weight, out=to_hidden[part])
+            if to_head is not None:
+                to_head += gradient.t() @ hidden[part]
+        ctx.save_for_backward(to_hidden, to_head)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        """Both gradients were taken on the way forward."""
+        to_hidden, to_head = (None if part is None else part * gradient for part in ctx.saved_tensors)
+        return to_hidden, to_head, None, None, None
 
 
 def token_losses(model: GPT, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (B, T) in nats, float32; 0 where the label is IGNORED."""
-    logits = model(tokens).float()  # (B, T, V)
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(labels.shape)
+    """Cross-entropy (B, T) in nats, float32; 0 where the label is IGNORED. For measuring: it has no gradient."""
+    return head_losses(model, model.hidden(tokens), labels)
+
+
+@torch.no_grad()
+def head_losses(model: GPT, hidden: Tensor, labels: Tensor) -> Tensor:
+    """The same from hidden states (B, T, D), a few rows at a time."""
+    rows = max(1, _LOGITS_AT_ONCE // model.vocab_size)
+    parts = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(labels.flatten(), rows), strict=True)
+    losses = [
+        F.cross_entropy(model.logits(part).float(), wanted, ignore_index=IGNORED, reduction="none") for part, wanted in parts
+    ]
+    return torch.cat(losses).view(labels.shape)
 
 
 def perplexity(nats_per_token: float) -> float:
