@@ -252,26 +252,38 @@ def preset(name: str) -> ModelConfig:
 
 
 class OptimizerConfig(Section):
-    """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
+    """How weights learn. The default is Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
 
+    algorithm: Literal["muon", "adamw", "adam", "sgd"] = "muon"
+    """`muon` (Jordan et al. 2024) with AdamW for all but matrices; `adamw` (Loshchilov and Hutter 2019), `adam` (Kingma and Ba
+    2015) or `sgd` with Nesterov's momentum for everything."""
     matrix_rate: Positive = 0.02
-    """Peak learning rate of Muon (Jordan et al. 2024)."""
+    """Peak learning rate of Muon."""
     rate: Positive = 0.005
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of all that Muon does not have."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """Decoupled weight decay of matrices and embeddings; norms and biases have none."""
+    """Of matrices and embeddings; norms and biases have none. Decoupled from the gradient in `muon` and `adamw`; `adam` and
+    `sgd` add it to the gradient."""
+    table_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """The same for embeddings, positions and the head alone. Unset: as `weight_decay`."""
+    l1: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the sum of absolute weights in the loss; of matrices and embeddings. Enters after the gradient was clipped."""
+    l2: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of half the sum of squared weights in the loss; likewise."""
     momentum: Share = 0.95
-    """Of Muon."""
+    """Of Muon and SGD."""
     betas: tuple[Share, Share] = (0.9, 0.95)
-    """Of AdamW."""
+    """Of AdamW and Adam."""
     epsilon: Positive = 1e-10
-    """Of AdamW."""
+    """Of AdamW and Adam."""
     clip: Positive = 1.0
     """Largest norm of the whole gradient."""
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    """After the warm-up: flat and then linearly down (warm-up, stable, decay), half a cosine, or linearly down all the way."""
     warmup: Share = 0.02
     """Share of the steps over which the rate rises from zero."""
     decay: Share = 0.5
-    """Share of the steps, at the end, over which the rate falls linearly."""
+    """wsd: share of the steps, at the end, over which the rate falls."""
     final_rate: Share = 0.0
     """What is left of the peak rate at the last step."""
 
@@ -291,6 +303,17 @@ class TrainingConfig(Section):
     """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of every target that is spread over the whole vocabulary (Szegedy et al. 2016)."""
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the squared log of the softmax's denominator (Chowdhery et al. 2022); 1e-4 keeps logits small."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of a moving average of the weights, which is then what is evaluated and published; 0: the weights themselves."""
+    patience: Count | None = None
+    """Stop when so many evaluations in a row brought no lower validation loss, and publish the weights of the best one."""
+    max_spike: Positive = 3.0
+    """Nats by which a loss may rise above the usual; one that rises further, or is no number, takes the training back to the
+    last checkpoint and past the batches that caused it."""
     evaluations: Count = 10
     """Times the validation loss is measured, evenly spread; the last time after the last step."""
     evaluation_tokens: Count = 65_536
@@ -309,6 +332,8 @@ class TrainingConfig(Section):
     """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included."""
     compile: Literal["auto"] | bool = "auto"
     """`torch.compile`; `auto` when the run is long enough to pay for its start."""
+    profile: bool = False
+    """Leave a trace and a table of where the time of four steps went (`torch.profiler`) with the artifacts."""
     seed: int = 0
     """Of the initial weights and of the order of the text."""
 

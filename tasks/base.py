@@ -111,6 +111,8 @@ def _report(workspace: TrainerRun, job: Job, folder: Path, before: int) -> Numbe
     report.mkdir()
     shutil.copy(workspace.journal, report / "journal.jsonl")
     shutil.copy(workspace.resolved_file, report / "resolved.json")
+    if workspace.profile.is_dir():
+        shutil.copytree(workspace.profile, report / "profile")
     training_curves(workspace.journal, report / "curves.png")
     from gptcore.evaluation.samples import write_samples  # loads torch
 

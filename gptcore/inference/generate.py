@@ -105,7 +105,7 @@ def choose(
         beyond[:, 0] = False  # the likeliest one is never beyond
         probabilities[beyond] = 0.0
     upto = probabilities.double().cumsum(-1)  # (B, V)
-    drawn = torch.stack([torch.rand((1,), generator=random, dtype=torch.float64) for random in randoms])  # (B, 1)
+    drawn = torch.stack([torch.rand((1,), generator=random, dtype=torch.float64, device="cpu") for random in randoms])  # (B, 1)
     # The first place where the sum exceeds the draw; zero-probability places are never the first.
     place = torch.searchsorted(upto, drawn * upto[:, -1:], right=True).clamp_max(logits.shape[-1] - 1)
     return order.gather(-1, place).squeeze(-1)

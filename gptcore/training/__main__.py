@@ -64,7 +64,8 @@ def _train(run: Run, rank: int, world: int, stop: _Stop, recorder: Recorder) -> 
     import torch
     import torch.distributed as dist
 
-    from gptcore.training.loop import Rank, train
+    from gptcore.training.loop import train
+    from gptcore.training.trainer import Rank
 
     if world > 1:
         cuda = torch.cuda.is_available() and run.job().training.device != "cpu"

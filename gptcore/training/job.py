@@ -5,6 +5,8 @@
 <run>/journal.jsonl   metrics and events
 <run>/attempts.jsonl  every trainer process: seconds, steps, energy, how it ended
 <run>/checkpoints/    step-000120/ …
+<run>/skipped.json    batches that the guard passes over
+<run>/profile/        trace and table, where they were asked for
 <run>/model/          the finished model folder
 <run>/trainer.json    pid and start time of the trainer that holds trainer.lock
 """
@@ -74,6 +76,8 @@ class Run:
         self.journal = folder / "journal.jsonl"
         self.attempts = folder / "attempts.jsonl"
         self.checkpoints = folder / "checkpoints"
+        self.skipped = folder / "skipped.json"
+        self.profile = folder / "profile"
         self.model = folder / "model"
         self.holder = folder / "trainer.json"
         self.lock = folder / "trainer.lock"

@@ -1,47 +1,58 @@
-"""Muon for the matrices of the blocks, AdamW for everything else; their state as plain named tensors."""
+"""Muon for the matrices of the blocks and AdamW for everything else, or one algorithm for all; state as plain named tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from gptcore.config import OptimizerConfig
 from gptcore.errors import CorruptArtifactError
 from gptcore.model import GPT
+from gptcore.training.muon import Muon
 
 
 class Optimizers:
-    """Both optimizers as one. State has names, so that it can be stored without pickle."""
+    """All optimizers of a model as one. State has names, so that it can be stored without pickle."""
 
     def __init__(self, model: GPT, config: OptimizerConfig) -> None:
-        named = dict(model.named_parameters())
-        matrices = {name: weight for name, weight in named.items() if name.startswith("blocks") and weight.dim() == 2}
-        tables = {name: weight for name, weight in named.items() if weight.dim() == 2 and name not in matrices}
-        vectors = {name: weight for name, weight in named.items() if weight.dim() == 1}
-        muon = Muon(
-            matrices.values(), lr=config.matrix_rate, weight_decay=config.weight_decay, momentum=config.momentum,
-            adjust_lr_fn="original",
-        )  # fmt: skip
-        groups = [
-            {"params": list(tables.values()), "weight_decay": config.weight_decay},
-            {"params": list(vectors.values()), "weight_decay": 0.0},
-        ]
-        adamw = AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.rate, betas=config.betas, eps=config.epsilon, fused=True,
-        )  # fmt: skip
-        self._members: dict[str, Optimizer] = {"muon": muon, "adamw": adamw}
-        self._peaks = {"muon": config.matrix_rate, "adamw": config.rate}
-        self._names: dict[Tensor, str] = {weight: name for name, weight in named.items()}
+        self._names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
+        matrices = [weight for weight, name in self._names.items() if name.startswith("blocks") and weight.dim() == 2]
+        tables = [weight for weight, name in self._names.items() if weight.dim() == 2 and not name.startswith("blocks")]
+        vectors = [weight for weight in self._names if weight.dim() == 1]
+        self._penalised = [*matrices, *tables] if config.l1 or config.l2 else []
+        self._l1, self._l2 = config.l1, config.l2
+        table_decay = config.weight_decay if config.table_decay is None else config.table_decay
+        groups = [(tables, table_decay), (vectors, 0.0)]
+        self._members: dict[str, Optimizer] = {}
+        self._peaks: dict[str, float] = {}
+        if config.algorithm == "muon":
+            self._members["muon"] = Muon(
+                matrices, lr=config.matrix_rate, weight_decay=config.weight_decay, momentum=config.momentum,
+                dtype=model.compute_dtype,
+            )  # fmt: skip
+            self._peaks["muon"] = config.matrix_rate
+        else:
+            groups.insert(0, (matrices, config.weight_decay))
+        name = "adamw" if config.algorithm == "muon" else config.algorithm
+        self._members[name] = _one_for_all(name, groups, config)
+        self._peaks[name] = config.rate
 
     def step(self, share: float) -> None:
         """One update at `share` of the peak rates; gradients are freed."""
+        self._penalise()
         for key, optimizer in self._members.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._peaks[key] * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _penalise(self) -> None:
+        for weight in self._penalised:
+            if weight.grad is not None:
+                weight.grad.add_(weight, alpha=self._l2).add_(weight.sign(), alpha=self._l1)
 
     def state(self) -> dict[str, Tensor]:
         """`<optimizer>/<parameter>/<entry>` -> tensor."""
@@ -50,6 +61,7 @@ class Optimizers:
             for key, optimizer in self._members.items()
             for weight, entries in optimizer.state.items()
             for entry, value in entries.items()
+            if isinstance(value, Tensor)  # SGD without momentum keeps a None
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -60,8 +72,17 @@ class Optimizers:
             if key not in self._members or name not in weights:
                 raise CorruptArtifactError(f"the checkpoint's optimizer holds {path}, which this model does not have")
             weight = weights[name]
-            # AdamW keeps its step count as a float32 scalar on the weight's device.
+            # Adam keeps its step count as a float32 scalar on the weight's device.
             self._members[key].state[weight][entry] = value.to(weight.device)
+
+
+def _one_for_all(name: str, groups: Sequence[tuple[list[Tensor], float]], config: OptimizerConfig) -> Optimizer:
+    """AdamW, Adam or SGD for groups of weights, each with its decay."""
+    parameters: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
+    if name == "sgd":
+        return SGD(parameters, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0.0, fused=True)
+    kind = AdamW if name == "adamw" else Adam
+    return kind(parameters, lr=config.rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def named_gradients(model: GPT) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gptcore.config import ModelConfig, TrainingConfig
+from gptcore.config import ModelConfig, OptimizerConfig, TrainingConfig
 
 _FLOAT = 4
 """Bytes of a weight, and of every entry of an optimizer's state: both are float32."""
@@ -13,9 +13,9 @@ class Weights:
     """Numbers of parameters, as the optimizers divide them."""
 
     matrices: int
-    """Of the blocks; Muon keeps one momentum for each."""
+    """Of the blocks."""
     others: int
-    """Embeddings, head, norms, biases; AdamW keeps two moments for each."""
+    """Embeddings, head, norms, biases."""
 
     @property
     def total(self) -> int:
@@ -27,10 +27,10 @@ class Weights:
         """Of `model.safetensors`."""
         return _FLOAT * self.total
 
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Of one checkpoint: the weights and the optimizers' state."""
-        return self.model_bytes + _FLOAT * (self.matrices + 2 * self.others)
+    def checkpoint_bytes(self, optimizer: OptimizerConfig) -> int:
+        """Of one checkpoint: the weights, and one momentum of each (Muon, SGD) or two moments (Adam)."""
+        matrices, others = {"muon": (1, 2), "sgd": (1, 1)}.get(optimizer.algorithm, (2, 2))
+        return self.model_bytes + _FLOAT * (matrices * self.matrices + others * self.others)
 
 
 def count_weights(config: ModelConfig, vocabulary: int) -> Weights:
@@ -57,6 +57,7 @@ def training_bytes(config: ModelConfig, training: TrainingConfig, vocabulary: in
     weights = count_weights(config, vocabulary)
     saves = min(training.evaluations, training.steps or training.evaluations)
     kept = min(training.keep, saves)
-    at_a_save = min(kept + 1, saves) * weights.checkpoint_bytes
-    at_the_end = kept * weights.checkpoint_bytes + (1 + copies) * weights.model_bytes
+    checkpoint = weights.checkpoint_bytes(training.optimizer)
+    at_a_save = min(kept + 1, saves) * checkpoint
+    at_the_end = kept * checkpoint + (1 + copies) * weights.model_bytes
     return max(at_a_save, at_the_end)

@@ -32,29 +32,31 @@ def test_the_formula_counts_what_the_model_has(shape):
     assert weights.matrices == sum(w.numel() for name, w in model.named_parameters() if "blocks" in name and w.dim() == 2)
 
 
-def test_a_checkpoint_and_a_model_take_what_was_counted(tmp_path):
+@pytest.mark.parametrize("algorithm", ["muon", "adamw", "adam", "sgd"])
+def test_a_checkpoint_and_a_model_take_what_was_counted(tmp_path, algorithm):
     config = ModelConfig(layers=2, width=64, heads=4, kv_heads=2, context=32)
     model = GPT(config, 400).initialise(0)
-    training = TrainingConfig(steps=5)
+    training = TrainingConfig(steps=5, optimizer={"algorithm": algorithm})
     optimizers = Optimizers(model, training.optimizer)
     model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
     optimizers.step(1.0)
-    checkpoint.save(tmp_path, 1, model, optimizers, {})
+    checkpoint.save(tmp_path, 1, checkpoint.State(model, optimizers), {})
     weights = count_weights(config, 400)
-    assert weights.checkpoint_bytes == pytest.approx(size_of(tmp_path / "step-000001"), rel=0.03)
+    assert weights.checkpoint_bytes(training.optimizer) == pytest.approx(size_of(tmp_path / "step-000001"), rel=0.03)
     assert weights.model_bytes == pytest.approx((tmp_path / "step-000001" / "model.safetensors").stat().st_size, rel=0.03)
 
 
 def test_the_need_is_the_fullest_moment_and_keeping_fewer_checkpoints_lowers_it():
     config = ModelConfig(layers=2, width=64, heads=4)
     weights = count_weights(config, 400)
+    checkpoint = weights.checkpoint_bytes(TrainingConfig(steps=1).optimizer)
 
     def need(**changes):
         return training_bytes(config, TrainingConfig(**{"steps": 100, **changes}), 400, 2)
 
-    assert need() == 2 * weights.checkpoint_bytes + 3 * weights.model_bytes
+    assert need() == 2 * checkpoint + 3 * weights.model_bytes
     assert need(keep=1) < need() < need(keep=5)
-    assert need(keep=5, evaluations=1) == need(keep=5, steps=1) == weights.checkpoint_bytes + 3 * weights.model_bytes
+    assert need(keep=5, evaluations=1) == need(keep=5, steps=1) == checkpoint + 3 * weights.model_bytes
 
 
 def test_what_clearly_does_not_fit_is_told_with_what_to_do(tmp_path):
