@@ -284,3 +284,20 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bench_table(answer: Mapping[str, Any]) -> Group:
+    """Every contender of `gptcore bench train` in a line."""
+    table = _table("", "tokens/s", "against the peer", "GFLOP/s", "of the peak", "memory", "setting")
+    rows = [("gptcore", answer, answer["ratio"]), (answer["peer"]["name"], answer["peer"], 1.0)]
+    if "muon" in answer:
+        rows.insert(1, ("gptcore, Muon", answer["muon"], answer["muon"]["ratio"]))
+    for name, row, ratio in rows:
+        table.add_row(
+            name, f"{row['tokens_per_second']:,.0f}", f"{ratio:.2f} x", f"{row['gflops']:.0f}", f"{row['mfu']:.0%}",
+            amount(row["memory_mb"] << 20), row["setting"],
+        )  # fmt: skip
+    shape = answer["shape"]
+    what = f"{shape['layers']} layers x {shape['width']}, vocabulary {shape['vocabulary']:,}, context {shape['context']}"
+    peak = f"{what}, batch {shape['batch']}; peak {answer['peak_gflops']:.0f} GFLOP/s ({answer['peak_setting']})"
+    return Group(table, Text(peak, "dim"))

@@ -1,0 +1,30 @@
+"""bench: how fast this is, beside the peers, on this machine."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.commands.common import Json, Overrides, tell
+
+app = typer.Typer()
+bench = typer.Typer(help="Measure this engine beside a peer, in turns, on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def train(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option(help="Shape by name.", show_default="6 layers x 384 of GPT-2")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of a training step, its share of the machine's matrix product, and transformers beside it.
+
+    --set changes what is measured: model.layers=12, vocabulary=50257, training.batch=4, training.precision=float32,
+    training.compile=true, training.optimizer.algorithm=muon, rounds=3, steps=2.
+    """
+    from flows.tables import bench_table
+    from gptcore.training.bench import bench_config, bench_train
+
+    answer = bench_train(bench_config(preset, overrides or ()), lambda text: print(text, file=sys.stderr))
+    tell(answer, as_json, lambda: bench_table(answer))
