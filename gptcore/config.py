@@ -550,8 +550,6 @@ def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
     """Other text makes another model: with a name of its own, and without tasks and prompts that belong to the old text."""
     if not all(text.strip() for text in texts):
         raise SettingsError("--text is empty: name a file or a folder, such as --text my-texts")
-    if missing := [text for text in texts if not any(mark in text for mark in "*?[") and not Path(text).expanduser().exists()]:
-        raise SettingsError(f"--text {missing[0]}: there is no such file or folder in {Path.cwd()}")
     first = Path(texts[0]).absolute()
     stem = re.sub(r"[^a-z0-9]+", "-", first.name.split(".")[0].lower()).strip("-") or "text"
     own = f"{stem[:51]}-gpt"

@@ -42,6 +42,9 @@ def read_settings(config: Path | None, text: list[str] | None, overrides: list[s
         )
     if config is not None and config.is_dir():
         raise SettingsError(f"{config} is a folder, not a settings file; to use what lies in it as the text: --text {config}")
+    for path in text or ():
+        if path.strip() and not any(mark in path for mark in "*?[") and not Path(path).expanduser().exists():
+            raise SettingsError(f"--text {path}: there is no such file or folder in {Path.cwd()}")
     return load_config(config or quickstart(), overrides or (), text or ())
 
 

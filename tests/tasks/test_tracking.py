@@ -109,6 +109,7 @@ def test_a_resumed_stage_continues_its_run_and_ships_only_new_steps(bench):
     bench.journal(journal, range(1, 11))  # cut back to the checkpoint of step 10, and later on to step 30
     bench.journal(journal, range(11, 31), start=1767300000.0, mode="a")
     bench.tracking.follow(recipe, journal)
+    bench.tracking._wait_for_follower()
     run = bench.run_of("base")
     assert run.info.status == "RUNNING"
     assert run.data.tags["mlflow.parentRunId"] == bench.parent
