@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from gptcore.config import (
@@ -25,6 +26,10 @@ from gptcore.config import (
     TokenizerConfig,
     TrainingConfig,
 )
+
+# The first example of a law may load torch, and a machine may be busy: how long one takes is no fact to be tested.
+hypothesis.settings.register_profile("gptcore", deadline=None)
+hypothesis.settings.load_profile("gptcore")
 
 # Started in the background of a shell, Ctrl-C is ignored here and in every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
