@@ -33,6 +33,6 @@ def test_all_contenders_take_turns_and_the_promised_keys_are_there(capfd):
     assert told["tokens_per_second"] > 0
     assert told["ratio"] == pytest.approx(told["peer"]["step_seconds"] / told["step_seconds"], rel=0.05)
     assert told["mfu"] == pytest.approx(told["gflops"] / told["peak_gflops"], rel=0.2, abs=1e-4)
-    assert told["muon"]["setting"].startswith("float32, eager, muon") or "bfloat16" in told["muon"]["setting"]
+    assert ", muon, " in told["muon"]["setting"]
     assert told["peer"]["name"].startswith("transformers")
     assert told["memory_mb"] > 50
