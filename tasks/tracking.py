@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -240,8 +240,7 @@ class Tracking:
         self._above: dict[str, str] = {}
         self._linked: set[str] = set()
         self._followed: dict[Path, float] = {}
-        self._follower = ThreadPoolExecutor(1, "mlflow")
-        self._following: Future[None] | None = None
+        self._follower: threading.Thread | None = None
         self._owed: list[tuple[Artifact, Artifact | None]] = []
         """Finished stages that could not be shipped yet."""
 
@@ -365,17 +364,20 @@ class Tracking:
         """Have shipped what the journal holds since the last call; returns at once, so call it as often as you like."""
         path = record_path(self.home, recipe)
         now = time.monotonic()
-        busy = self._following is not None and not self._following.done()
+        busy = self._follower is not None and self._follower.is_alive()
         if busy or now - self._followed.get(path, -_FOLLOW) < _FOLLOW:
             return
         self._followed[path] = now
-        self._following = self._follower.submit(self._breaker.attempt, self._follow, recipe, journal)
+        # No pool: a signal while one starts its thread leaves a thread that nobody ends, and the process waits for it forever.
+        ship = (self._follow, recipe, journal)
+        self._follower = threading.Thread(target=self._breaker.attempt, args=ship, name="mlflow", daemon=True)
+        self._follower.start()
 
     def _wait_for_follower(self) -> None:
         """Nobody else touches a stage's record while the follower may: wait, at most one timeout, until it is done."""
-        if self._following is not None:
-            self._following.result()
-            self._following = None
+        if self._follower is not None and self._follower.ident is not None:  # a signal may have come before it began
+            self._follower.join()
+        self._follower = None
 
     def fail_stage(self, recipe: Recipe, error: BaseException, *, resumable: bool) -> None:
         """Building ended early: KILLED if somebody stopped it, else FAILED. The next build continues a resumable one's run."""
