@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,26 @@ def test_a_resumed_stage_continues_its_run_and_ships_only_new_steps(bench):
 
     bench.base(bench.shards(bench.corpus()))
     assert bench.run_of("base").info.status == "FINISHED"
+
+
+def test_a_signal_while_the_follower_starts_leaves_nothing_to_wait_for(bench, monkeypatch):
+    recipe = bench.base_recipe(bench.shards(bench.corpus()))
+    journal = bench.home / "journal.jsonl"
+    bench.tracking.start_stage(recipe)
+    bench.journal(journal, range(1, 5))
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.tracking.follow(recipe, journal)
+    bench.tracking.fail_stage(recipe, Interrupted("stopped"), resumable=True)
+    assert not [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+    assert bench.run_of("base").info.status == "KILLED"
 
 
 def test_a_killed_run_is_marked_and_its_stage_goes_on_in_the_same_run(bench):
