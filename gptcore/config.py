@@ -312,8 +312,8 @@ class TrainingConfig(Section):
     patience: Count | None = None
     """Stop when so many evaluations in a row brought no lower validation loss, and publish the weights of the best one."""
     max_spike: Positive = 3.0
-    """Nats by which a loss may rise above the usual; one that rises further, or is no number, takes the training back to the
-    last checkpoint and past the batches that caused it."""
+    """Nats by which a loss may always stand above the usual; one that stands higher, and ten times outside of the usual spread,
+    or is no number, takes the training back to the last checkpoint and past the batches that caused it."""
     evaluations: Count = 10
     """Times the validation loss is measured, evenly spread; the last time after the last step."""
     evaluation_tokens: Count = 65_536
@@ -333,7 +333,8 @@ class TrainingConfig(Section):
     compile: Literal["auto"] | bool = "auto"
     """`torch.compile`; `auto` when the run is long enough to pay for its start."""
     profile: bool = False
-    """Leave a trace and a table of where the time of four steps went (`torch.profiler`) with the artifacts."""
+    """Leave a trace and a table of where the time of four steps went (`torch.profiler`) with the artifacts. Switched
+    on, it trains anew."""
     seed: int = 0
     """Of the initial weights and of the order of the text."""
 

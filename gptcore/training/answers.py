@@ -30,7 +30,7 @@ def answer(trainer: Trainer) -> None:
         evaluation_seconds = seconds_of(lambda _: trainer.evaluate(), 1)
         left = training.minutes * 60 - (time.perf_counter() - started)
         steps, evaluations = steps_in(left, step_seconds, evaluation_seconds, training.evaluations)
-        steps = int(agreed(steps, trainer))
+        steps = int(_agreed(steps, trainer))
     trainer.resolved = _with(
         trainer.resolved,
         steps=steps,
@@ -48,7 +48,7 @@ def _choose_compile(trainer: Trainer) -> float | None:
     training, resolved, eager = trainer.job.training, trainer.resolved, None
     seconds = None if training.minutes is None else training.minutes * 60
     if seconds is not None or (training.compile == "auto" and resolved.steps >= _PROBE_FROM):
-        eager = agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
+        eager = _agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
         seconds = seconds or eager * resolved.steps
     compiled, reason = decide_compile(training.compile, resolved.device, seconds)
     step_seconds = eager
@@ -57,7 +57,7 @@ def _choose_compile(trainer: Trainer) -> float | None:
             trainer.loss_function = _compiled(trainer)
             trainer.train_step(0)
             if eager is not None:
-                step_seconds = agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
+                step_seconds = _agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
                 if training.compile == "auto":
                     compiled, reason = pays(eager, step_seconds)
         except Exception as error:
@@ -78,13 +78,13 @@ def _with(resolved: Resolved, **answers: object) -> Resolved:
     return resolved.model_copy(update=answers)
 
 
-def agreed(value: float, trainer: Trainer) -> float:
+def _agreed(value: float, trainer: Trainer) -> float:
     """The first rank's number, on all ranks: they must decide alike."""
     if trainer.rank.world == 1:
         return value
-    agreed = torch.tensor(value, device=trainer.device, dtype=torch.float64)
-    dist.broadcast(agreed, 0)
-    return float(agreed)
+    shared = torch.tensor(value, device=trainer.device, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return float(shared)
 
 
 def _describe(trainer: Trainer) -> str:

@@ -15,10 +15,11 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from pydantic import ValidationError
 
@@ -95,9 +96,11 @@ def bench_train(config: BenchConfig, say: Callable[[str], None]) -> dict[str, An
     ours, peer, matrix = found["ours"], found["peer"], found["matrix"]
     tokens = config.training.batch * config.model.context
     flops = flops_per_token(config.model, config.vocabulary)
+    shared = {name: getattr(config.model, name) for name in ("layers", "width", "heads", "context")}
+    block = GPT2_BLOCK.model_copy(update={**shared, "ffn_width": config.model.inner_width})  # what the peer is built of
     peak = 2 * _MATRIX**3 / matrix.median / 1e9
 
-    def told(who: Measured) -> dict[str, Any]:
+    def told(who: Measured, flops: int = flops) -> dict[str, Any]:
         speed = tokens / who.median
         gflops = speed * flops / 1e9
         return {
@@ -108,7 +111,7 @@ def bench_train(config: BenchConfig, say: Callable[[str], None]) -> dict[str, An
     answer = {
         **told(ours), "flops_per_token": flops, "peak_gflops": round(peak, 1), "peak_setting": matrix.setting,
         "ratio": round(peer.median / ours.median, 3), "memory_ratio": round(ours.memory_mb / peer.memory_mb, 3),
-        "peer": {"name": "transformers GPT2LMHeadModel", **told(peer)},
+        "peer": {"name": "transformers GPT2LMHeadModel", **told(peer, flops_per_token(block, config.vocabulary))},
         "shape": {"vocabulary": config.vocabulary, "batch": config.training.batch, **config.model.model_dump()},
     }  # fmt: skip
     if "muon" in found:
@@ -130,18 +133,22 @@ def flops_per_token(model: ModelConfig, vocabulary: int) -> int:
 def _take_turns(config: BenchConfig, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Measured]:
     processes: dict[str, subprocess.Popen[str]] = {}
     found: dict[str, Measured] = {}
+    # Not pipes: nobody reads along, and they would fill up.
+    errors = {name: tempfile.TemporaryFile("w+") for name in names}  # noqa: SIM115  (closed below)
     try:
         for name in names:
             processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "gptcore.training.bench", name, config.model_dump_json()],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors[name], text=True,
             )  # fmt: skip
-            ready = _answer(name, processes[name])  # one after the other: starting is not measured, but it would disturb
+            ready = _answer(
+                name, processes[name], errors[name]
+            )  # one after the other: starting is not measured, but it would disturb
             found[name] = Measured(ready["setting"], [], ready["memory_mb"])
             say(f"{name}: {ready['setting']}")
         for turn in range(config.rounds):
             for name in names:
-                answer = _ask(name, processes[name], config.steps)
+                answer = _ask(name, processes[name], errors[name], config.steps)
                 found[name].seconds.append(answer["seconds"])
                 found[name].memory_mb = answer["memory_mb"]
             say(
@@ -151,22 +158,25 @@ def _take_turns(config: BenchConfig, names: Sequence[str], say: Callable[[str], 
         for process in processes.values():
             process.kill()
             process.communicate()
+        for file in errors.values():
+            file.close()
     return found
 
 
-def _ask(name: str, process: subprocess.Popen[str], steps: int) -> dict[str, Any]:
+def _ask(name: str, process: subprocess.Popen[str], errors: IO[str], steps: int) -> dict[str, Any]:
     assert process.stdin is not None
     process.stdin.write(f"{steps}\n")
     process.stdin.flush()
-    return _answer(name, process)
+    return _answer(name, process, errors)
 
 
-def _answer(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+def _answer(name: str, process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        assert process.stderr is not None
-        told = process.stderr.read().strip().splitlines()
+        process.wait()
+        errors.seek(0)
+        told = errors.read().strip().splitlines()
         raise TrainingError(f"the benchmark's process {name} ended: {told[-1] if told else 'it said nothing'}")
     answer: dict[str, Any] = json.loads(line)
     return answer

@@ -130,7 +130,7 @@ def verify(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, dict[str, Any]] = manifest["files"]
-        checkpoint = Checkpoint(path, manifest["step"], manifest["metrics"], manifest["identity"], manifest["memory"])
+        checkpoint = Checkpoint(path, manifest["step"], manifest["metrics"], manifest["identity"], manifest.get("memory", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptArtifactError(f"{path / MANIFEST} cannot be read: {error}") from error
     for name, entry in files.items():

@@ -10,8 +10,8 @@ Point = tuple[int, float, float | None]
 _RISES = 2
 
 
-def progress(lines: Sequence[Line]) -> list[Point]:
-    """A point per evaluation, in order."""
+def progress(lines: Sequence[Line]) -> tuple[list[Point], float | None]:
+    """A point per evaluation, in order, and the mean training loss since the last one."""
     points: list[Point] = []
     seen: list[float] = []
     for line in lines:
@@ -19,21 +19,13 @@ def progress(lines: Sequence[Line]) -> list[Point]:
         if "train/loss" in values:
             seen.append(values["train/loss"])
         if "valid/loss" in values:
-            points.append((line["step"], values["valid/loss"], sum(seen) / len(seen) if seen else None))
+            points.append((line["step"], values["valid/loss"], _mean(seen)))
             seen = []
-    return points
+    return points, _mean(seen)
 
 
-def train_loss(lines: Sequence[Line]) -> float | None:
-    """Mean training loss since the last evaluation."""
-    seen: list[float] = []
-    for line in lines:
-        values = line.get("values", {})
-        if "train/loss" in values:
-            seen.append(values["train/loss"])
-        if "valid/loss" in values:
-            seen = []
-    return sum(seen) / len(seen) if seen else None
+def _mean(losses: Sequence[float]) -> float | None:
+    return sum(losses) / len(losses) if losses else None
 
 
 def overfits(points: Sequence[Point]) -> str:

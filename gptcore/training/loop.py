@@ -13,7 +13,7 @@ from gptcore.training import checkpoint
 from gptcore.training.answers import answer
 from gptcore.training.attempts import Recorder
 from gptcore.training.energy import nvml
-from gptcore.training.fit import overfits, progress, train_loss
+from gptcore.training.fit import overfits, progress
 from gptcore.training.guard import Guard, Trouble
 from gptcore.training.job import Run
 from gptcore.training.journal import Journal, cut_back, read_journal
@@ -86,9 +86,8 @@ def _cards(count: int) -> list[str]:
 def _measure(trainer: Trainer, saved: checkpoint.Checkpoint) -> None:
     """Evaluate the state that was just saved, beside what the training said since the evaluation before."""
     measured = trainer.evaluate()
-    lines = read_journal(trainer.run.journal)
-    points = progress(lines)
-    if (seen := train_loss(lines)) is not None:
+    points, seen = progress(read_journal(trainer.run.journal))
+    if seen is not None:
         measured["valid/gap"] = measured["valid/loss"] - seen
         if warning := overfits([*points, (trainer.step, measured["valid/loss"], seen)]):
             trainer.journal.event(trainer.step, "overfitting", warning)
@@ -101,7 +100,8 @@ def _has_converged(trainer: Trainer) -> bool:
     patience = trainer.job.training.patience
     if patience is None or trainer.step % trainer.resolved.evaluate_every:
         return False
-    losses = [valid for _, valid, _ in progress(read_journal(trainer.run.journal))] if trainer.rank.first else []
+    points = progress(read_journal(trainer.run.journal))[0] if trainer.rank.first else []
+    losses = [valid for _, valid, _ in points]
     return trainer.any_rank(len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]))
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gptcore.config import ModelConfig, OptimizerConfig, TrainingConfig
+from gptcore.config import ModelConfig, TrainingConfig
 
 _FLOAT = 4
 """Bytes of a weight, and of every entry of an optimizer's state: both are float32."""
@@ -27,10 +27,10 @@ class Weights:
         """Of `model.safetensors`."""
         return _FLOAT * self.total
 
-    def checkpoint_bytes(self, optimizer: OptimizerConfig) -> int:
-        """Of one checkpoint: the weights, and one momentum of each (Muon, SGD) or two moments (Adam)."""
-        matrices, others = {"muon": (1, 2), "sgd": (1, 1)}.get(optimizer.algorithm, (2, 2))
-        return self.model_bytes + _FLOAT * (matrices * self.matrices + others * self.others)
+    def checkpoint_bytes(self, training: TrainingConfig) -> int:
+        """Of one checkpoint: the weights, their average, and one momentum of each (Muon, SGD) or two moments (Adam)."""
+        matrices, others = {"muon": (1, 2), "sgd": (1, 1)}.get(training.optimizer.algorithm, (2, 2))
+        return (2 if training.ema else 1) * self.model_bytes + _FLOAT * (matrices * self.matrices + others * self.others)
 
 
 def count_weights(config: ModelConfig, vocabulary: int) -> Weights:
@@ -57,7 +57,7 @@ def training_bytes(config: ModelConfig, training: TrainingConfig, vocabulary: in
     weights = count_weights(config, vocabulary)
     saves = min(training.evaluations, training.steps or training.evaluations)
     kept = min(training.keep, saves)
-    checkpoint = weights.checkpoint_bytes(training.optimizer)
+    checkpoint = weights.checkpoint_bytes(training)
     at_a_save = min(kept + 1, saves) * checkpoint
     at_the_end = kept * checkpoint + (1 + copies) * weights.model_bytes
     return max(at_a_save, at_the_end)

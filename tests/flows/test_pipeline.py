@@ -228,6 +228,8 @@ def test_a_reused_run_does_not_undo_a_rollback(new_home, tmp_path):
     home.run("--set", "training.steps=3")
     better = home.run("--set", "training.steps=60")
     assert better["models"] == [{"name": "tiny-gpt", "version": 2, "aliases": ["champion"]}]
+    refused = home.gptcore("promote", "tiny-gpt/1", check=False)
+    assert (refused.returncode, "not better" in refused.stdout) == (1, True), "a script sees it"
     assert "version 1 is champion again" in home.gptcore("rollback", "tiny-gpt", "--reason", "it answers in riddles").stdout
     again = home.run("--set", "training.steps=60")
     assert again["models"] == [{"name": "tiny-gpt", "version": 2, "aliases": ["previous"]}]

@@ -18,7 +18,7 @@ from gptcore.tokens.batches import StreamBatches
 from gptcore.training import checkpoint
 from gptcore.training.attempts import Recorder
 from gptcore.training.average import Average
-from gptcore.training.fit import overfits, progress, train_loss
+from gptcore.training.fit import overfits, progress
 from gptcore.training.guard import Guard
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import read_journal
@@ -182,11 +182,11 @@ def test_overfitting_is_told_once_when_it_begins():
 def test_a_journal_tells_the_gap(tiny, tmp_path):
     run = learn(tmp_path / "run", job_of(tiny))
     lines = read_journal(run.journal)
-    points = progress(lines)
+    points, left = progress(lines)
     assert [step for step, _, _ in points] == [10, 20, 30, 40]
     gaps = [line["values"]["valid/gap"] for line in lines if "valid/gap" in line.get("values", {})]
     assert gaps == pytest.approx([valid - seen for _, valid, seen in points])
-    assert train_loss(lines) is None, "nothing was trained since the last evaluation"
+    assert left is None, "nothing was trained since the last evaluation"
 
 
 def test_a_profile_tells_where_the_time_went(tiny, tmp_path):

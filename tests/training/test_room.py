@@ -8,6 +8,7 @@ from gptcore.errors import DiskFullError
 from gptcore.model import GPT
 from gptcore.room import amount, check_room, freed_by, size_of
 from gptcore.training import checkpoint
+from gptcore.training.average import Average
 from gptcore.training.optimizers import Optimizers
 from gptcore.training.room import count_weights, training_bytes
 
@@ -32,24 +33,25 @@ def test_the_formula_counts_what_the_model_has(shape):
     assert weights.matrices == sum(w.numel() for name, w in model.named_parameters() if "blocks" in name and w.dim() == 2)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("algorithm", ["muon", "adamw", "adam", "sgd"])
-def test_a_checkpoint_and_a_model_take_what_was_counted(tmp_path, algorithm):
+def test_a_checkpoint_and_a_model_take_what_was_counted(tmp_path, algorithm, ema):
     config = ModelConfig(layers=2, width=64, heads=4, kv_heads=2, context=32)
     model = GPT(config, 400).initialise(0)
-    training = TrainingConfig(steps=5, optimizer={"algorithm": algorithm})
+    training = TrainingConfig(steps=5, optimizer={"algorithm": algorithm}, ema=ema)
     optimizers = Optimizers(model, training.optimizer)
     model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
     optimizers.step(1.0)
-    checkpoint.save(tmp_path, 1, checkpoint.State(model, optimizers), {})
+    checkpoint.save(tmp_path, 1, checkpoint.State(model, optimizers, Average(model, ema) if ema else None), {})
     weights = count_weights(config, 400)
-    assert weights.checkpoint_bytes(training.optimizer) == pytest.approx(size_of(tmp_path / "step-000001"), rel=0.03)
+    assert weights.checkpoint_bytes(training) == pytest.approx(size_of(tmp_path / "step-000001"), rel=0.03)
     assert weights.model_bytes == pytest.approx((tmp_path / "step-000001" / "model.safetensors").stat().st_size, rel=0.03)
 
 
 def test_the_need_is_the_fullest_moment_and_keeping_fewer_checkpoints_lowers_it():
     config = ModelConfig(layers=2, width=64, heads=4)
     weights = count_weights(config, 400)
-    checkpoint = weights.checkpoint_bytes(TrainingConfig(steps=1).optimizer)
+    checkpoint = weights.checkpoint_bytes(TrainingConfig(steps=1))
 
     def need(**changes):
         return training_bytes(config, TrainingConfig(**{"steps": 100, **changes}), 400, 2)
