@@ -171,6 +171,12 @@ class ModelConfig(Section):
     """Inner width of the feed-forward network. Unset: 4 x width, for SwiGLU 8/3 x width rounded up to 64."""
     context: Count = 256
     """Tokens the model sees at once."""
+    objective: Literal["causal", "masked", "prefix"] = "causal"
+    """What it learns to predict, and so what a token may see. `causal`: the next token, from those before it. `masked`: hidden
+    tokens, from all around them (Devlin et al. 2019). `prefix`: hidden spans, one token after the other, from the text around
+    them, which sees all of itself (Du et al. 2022)."""
+    document_mask: bool = False
+    """A token sees only its own document, and positions begin anew with each; unset, a text is read as one stream."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm."""
     norm_epsilon: Positive = 1e-6
@@ -201,6 +207,8 @@ class ModelConfig(Section):
             problems.append(f"rotary positions need an even head size, this one is {self.size_of_head}")
         if self.positions == "sinusoidal" and self.width % 2:
             problems.append(f"sinusoidal positions need an even width, this one is {self.width}")
+        if self.objective == "prefix" and self.context < 8:
+            problems.append(f"the prefix objective needs a context of 8 or more for a text and its span, this one is {self.context}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -214,6 +222,11 @@ class ModelConfig(Section):
     def size_of_head(self) -> int:
         """Size of one attention head."""
         return self.head_size or self.width // self.heads
+
+    @property
+    def row_context(self) -> int:
+        """Most tokens of a task's row; with the prefix objective two more hide and begin its answer."""
+        return self.context - 2 if self.objective == "prefix" else self.context
 
     @property
     def inner_width(self) -> int:
@@ -288,6 +301,17 @@ class OptimizerConfig(Section):
     """What is left of the peak rate at the last step."""
 
 
+class MaskingConfig(Section):
+    """What the masked and the prefix objective hide."""
+
+    share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.15
+    """Share of the tokens that are hidden; of the prefix objective's rows with short spans."""
+    anew: bool = True
+    """Hide others in every epoch (Liu et al. 2019); unset, always the same ones (Devlin et al. 2019)."""
+    short: Share = 0.5
+    """prefix: share of the rows in which short spans are hidden; in the others it is one long one, to the end of the text."""
+
+
 class TrainingConfig(Section):
     """One training run, of the base or of a task. Exactly one budget: minutes, steps or tokens."""
 
@@ -303,6 +327,8 @@ class TrainingConfig(Section):
     """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
+    masking: MaskingConfig = MaskingConfig()
+    """Of models whose objective is `masked` or `prefix`."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of every target that is spread over the whole vocabulary (Szegedy et al. 2016)."""
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
@@ -481,6 +507,15 @@ class PipelineConfig(Section):
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"tasks need different names, these are {names}: set `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _a_masked_model_answers_nothing(self) -> Self:
+        if self.model.objective == "masked" and self.tasks:
+            raise ValueError(
+                "tasks are answered one token after the other, which a masked model cannot do: "
+                "set model.objective to causal or prefix, or leave tasks empty"
+            )
         return self
 
 

@@ -51,9 +51,9 @@ def encode_examples(
 ) -> Artifact:
     """The rows of a task as token ids with a mask of what is learned."""
     inputs = {examples.stage: examples.digest, "tokenizer": tokenizer.digest}
-    recipe = Recipe(f"shards-{task.name}", name, 1, {"context": model.context}, inputs)
+    recipe = Recipe(f"shards-{task.name}", name, 1, {"context": model.row_context}, inputs)
 
     def make(folder: Path) -> Numbers:
-        return encode_rows(folder, examples.path, Tokenizer.load(tokenizer.path / "tokenizer"), model.context)
+        return encode_rows(folder, examples.path, Tokenizer.load(tokenizer.path / "tokenizer"), model.row_context)
 
     return run.stage(recipe, make, [examples, tokenizer])

@@ -25,7 +25,7 @@ def write_base_report(folder: Path, results: Results, scores: pandas.DataFrame) 
     report.mkdir(exist_ok=True)
     plots.bars(
         report / "bits_per_byte.png",
-        {name: _bars(entry["metrics"]["bits_per_byte"]) for name, entry in pages.parts_of_the_text(results).items()},
+        {name: _bars(entry["metrics"][results["headline"]]) for name, entry in pages.parts_of_the_text(results).items()},
         title="Bits per byte of text that the model never saw",
         note="lower is better; thin lines: 95 % interval",
     )

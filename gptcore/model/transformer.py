@@ -11,7 +11,7 @@ of what flows in. In inference the weights are cast once (`gptcore.model.folder.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,28 +33,34 @@ class GPT(nn.Module):
         self.compute_dtype = torch.float32
         self.embedding = nn.Embedding(vocab_size, config.width, device=device)
         self.positions = nn.Embedding(config.context, config.width, device=device) if config.positions == "learned" else None
+        self.spans = nn.Embedding(config.context + 1, config.width, device=device) if config.objective == "prefix" else None
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
         self.norm = Norm(config, config.width, device)
         self.head = None if config.tied else Linear(config.width, vocab_size, bias=False, device=device)
 
-    def forward(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T) of int64; with a cache, T new tokens after the S that it holds."""
-        return self.logits(self.hidden(tokens, cache))
+        return self.logits(self.hidden(tokens, cache, layout))
 
-    def hidden(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
-        """What the head reads: the normed residual stream (B, T, D)."""
+    def hidden(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
+        """What the head reads: the normed residual stream (B, T, D). `layout`: where the tokens stand and what they see."""
         config = self.config
-        place = _places(tokens, cache)  # (T) or (B, T)
+        if layout is None:
+            layout = Layout() if cache is None else cache.layout(tokens.shape[1])
+        place = layout.places  # (T) or (B, T)
+        if place is None:
+            place = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(place)
         elif config.positions == "sinusoidal":
             x = x * math.sqrt(config.width) + sinusoids(place, config.width)
+        if self.spans is not None:
+            x = x + self.spans(torch.zeros_like(place) if layout.spans is None else layout.spans)
         x = F.dropout(x.to(self.compute_dtype), config.dropout, self.training)
         rotation = rotary(place, config.size_of_head, config.rope_theta) if config.positions == "rotary" else None
-        mask = None if cache is None else cache.mask(tokens.shape[1])
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation, mask, None if cache is None else cache.layers[index])
+            x = block(x, rotation, layout.mask, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.length += tokens.shape[1]
         hidden: Tensor = self.norm(x)
@@ -90,7 +96,7 @@ class GPT(nn.Module):
         residual = name.endswith(("attention.output.weight", "ffn.down.weight"))
         if self.config.norm == "layer":
             return 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
-        if name.startswith(("embedding", "positions", "head")):
+        if name.startswith(("embedding", "positions", "spans", "head")):
             return 0.02
         return (1.0 / math.sqrt(2 * self.config.layers) if residual else 1.0) * 0.5 / math.sqrt(weight.shape[1])
 
@@ -127,6 +133,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.heads, self.groups, self.size = config.heads, config.key_value_heads, config.size_of_head
+        self.causal = config.objective != "masked"
         self.query = Linear(config.width, self.heads * self.size, bias=config.biases, device=device)
         self.key = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
         self.value = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
@@ -141,7 +148,8 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D). Causal; `mask` (B or 1, 1, T, S) of True where a query may look replaces that rule."""
+        """(B, T, D) -> (B, T, D). `mask` (B or 1, 1, T, S) of True where a query may look replaces the rule of the model: up to
+        its own place, or with the masked objective everywhere."""
         batch, length, _ = x.shape
         q = self.query(x).view(batch, length, self.heads, self.size)  # (B, T, H, K)
         k = self.key(x).view(batch, length, self.groups, self.size)  # (B, T, G, K)
@@ -153,20 +161,20 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, K)
-        out = attend(q, k, v, mask)  # (B, H, T, K)
+        out = attend(q, k, v, mask, causal=self.causal)  # (B, H, T, K)
         projected: Tensor = self.output(out.transpose(1, 2).reshape(batch, length, -1))  # (B, T, D)
         return projected
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = True) -> Tensor:
     """softmax(q k^T / sqrt(K) + M) v: (B, H, T, K), (B, G, S, K), (B, G, S, K) -> (B, H, T, K).
 
-    Without a mask it is causal and T == S.
+    Without a mask T == S, and it is causal or, where that is not wanted, sees everything.
     """
-    if q.device.type == "cpu" and mask is None and q.shape[2] <= 512:
+    if q.device.type == "cpu" and mask is None and causal and q.shape[2] <= 512:
         return _attend_plainly(q, k, v)
-    grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    grouped, causal = k.shape[1] != q.shape[1], causal and mask is None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -303,6 +311,30 @@ def sinusoids(place: Tensor, width: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
 
 
+# -------------------------------------------------------------------------------------------------------- layout --
+
+
+class Layout(NamedTuple):
+    """Where tokens stand and what they may see, wherever that is not one text from left to right."""
+
+    places: Tensor | None = None
+    """Position of every token, (T) or (B, T); unset: 0, 1, …"""
+    spans: Tensor | None = None
+    """Prefix objective: position inside of a hidden span, from 1, and 0 around it, (B, T); unset: all 0."""
+    mask: Tensor | None = None
+    """True where a token may look, (B or 1, 1, T, S); unset: the rule of the model."""
+
+
+def sight(length: int, parts: Tensor | None, exposed: Tensor | None, device: torch.device) -> Tensor:
+    """The mask (B, 1, T, T) of tokens that see what stands before them and what is `exposed` (B, T), in their own part (B, T)."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]  # (1, T, T)
+    if exposed is not None:
+        seen = seen | exposed[:, None]  # (B, T, T)
+    if parts is not None:
+        seen = seen & (parts[:, :, None] == parts[:, None])
+    return seen[:, None]
+
+
 # --------------------------------------------------------------------------------------------------------- cache --
 
 
@@ -321,7 +353,11 @@ class LayerCache:
 
 
 class Cache:
-    """What attention remembers of the tokens before. Prompts of different lengths are padded on the left."""
+    """What attention remembers of the tokens before. Prompts of different lengths are padded on the left.
+
+    With the prefix objective the last token of a prompt begins a span: it and all that follow stand at the place of the token
+    before it, which hides them.
+    """
 
     def __init__(self, model: GPT, batch: int, room: int, padding: Tensor | None = None) -> None:
         config, device = model.config, model.embedding.weight.device
@@ -332,32 +368,39 @@ class Cache:
 
         self.layers = [LayerCache(empty(), empty()) for _ in range(config.layers)]
         self.padding = padding  # (B) of int64: how many tokens on the left are padding; None when there are none
-        self.length = 0
+        self.length, self.prompt = 0, 0
+        self.infills = config.objective == "prefix"
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
-        self.length = length
+        self.length, self.prompt = length, min(self.prompt, length)
         for layer in self.layers:
             layer.length = length
 
-    def mask(self, new: int) -> Tensor | None:
-        """True where a new token may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T."""
-        if self.padding is None and self.length == 0:
-            return None
+    def layout(self, new: int) -> Layout:
+        """Of the next `new` tokens; the first ones are the prompt."""
         device = self.layers[0].keys.device
-        seen = torch.arange(self.length + new, device=device)
-        mask = (seen <= seen[self.length :].unsqueeze(-1)).view(1, 1, new, -1)
+        place = torch.arange(self.length, self.length + new, device=device)
+        mask, spans = self._mask(place), None
+        if self.infills:
+            self.prompt = self.prompt or new
+            spans = (place - self.prompt + 2).clamp_min(0)
+            place = place.clamp_max(self.prompt - 2)
+        if self.padding is not None:
+            place = (place - self.padding.unsqueeze(-1)).clamp_min(0)
+        return Layout(place, spans, mask)
+
+    def _mask(self, place: Tensor) -> Tensor | None:
+        """True where tokens at `place` (T) may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T."""
+        whole = self.infills and self.length == 0
+        if self.padding is None and self.length == 0 and not whole:
+            return None
+        seen = torch.arange(self.length + len(place), device=place.device)
+        mask = seen <= place.unsqueeze(-1)
+        if whole:
+            mask = mask | (seen < len(place) - 1)
+        mask = mask.view(1, 1, len(place), -1)
         if self.padding is None:
             return mask
         # A padding token looks at itself, so that no softmax is empty; nobody reads what comes out.
-        own = torch.eye(self.length + new, dtype=torch.bool, device=device)[self.length :]
-        return (mask & (seen >= self.padding.view(-1, 1, 1, 1))) | own
-
-
-def _places(tokens: Tensor, cache: Cache | None) -> Tensor:
-    """Position of every token: (T), or (B, T) when prompts are padded on the left."""
-    start = 0 if cache is None else cache.length
-    place = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-    if cache is None or cache.padding is None:
-        return place
-    return (place - cache.padding.unsqueeze(-1)).clamp_min(0)
+        return (mask & (seen >= self.padding.view(-1, 1, 1, 1))) | (seen == place.unsqueeze(-1))

@@ -15,6 +15,7 @@ from gptcore.training.room import count_weights, training_bytes
 SHAPES = {
     "gpt2": preset("gpt2"),
     "modern, grouped heads": preset("modern-33m"),
+    "prefix": ModelConfig(layers=2, width=32, heads=4, objective="prefix"),
     "untied": ModelConfig(layers=2, width=32, heads=4, tied=False),
     "sinusoidal, relu, biases": ModelConfig(
         layers=3, width=24, heads=3, positions="sinusoidal", activation="relu", biases=True, qk_norm=False
