@@ -131,3 +131,15 @@ def test_a_round_is_trained_as_the_base_was_but_gently_and_with_a_budget_of_its_
     training = settings.continual.training(settings.training, 5000)
     assert (training.tokens, training.steps, training.minutes) == (None, None, 2)
     assert "replay" in problems(config, "continual.replay=1.0")
+
+
+def test_an_unknown_objective_is_told_with_those_there_are(config):
+    told = problems(config, "model.objective=masked_lm")
+    assert "model.objective" in told and "'causal', 'masked' or 'prefix'" in told and "masked_lm" in told
+
+
+def test_a_masked_model_has_no_tasks_and_a_prefix_model_room_for_its_span(config):
+    task = "tasks: [{type: classify, source: {type: files, paths: [rows.csv], target: label}, training: {steps: 5}}]"
+    assert "which a masked model cannot do" in problems(config, "model.objective=masked", more=task)
+    assert config("model.objective=prefix", more=task).model.row_context == 254
+    assert "a context of 8 or more" in problems(config, "model.objective=prefix", "model.context=4")

@@ -11,6 +11,7 @@ from gptcore.config import OptimizerConfig
 from gptcore.errors import TrainingError
 from gptcore.model import GPT
 from gptcore.model.folder import default_dtype, pick_device
+from gptcore.model.inputs import Inputs
 from gptcore.model.loss import mean_loss
 from gptcore.training.bench import _MATRIX, BenchConfig, Contender
 from gptcore.training.budget import seconds_of
@@ -55,8 +56,8 @@ class Ours:
         self.model.compute_dtype = dtype
         self.optimizers, self.clip = Optimizers(self.model, training.optimizer), training.optimizer.clip
         tokens = _tokens(config, 1)
-        self.parts = [(tokens[:, :-1], tokens[:, 1:])]
-        self.count = float(self.parts[0][1].numel())
+        self.parts = [Inputs(tokens[:, :-1], tokens[:, 1:])]
+        self.count = float(self.parts[0].labels.numel())
         tried = {"auto": (True, False), True: (True,), False: (False,)}[training.compile]
         self.loss, how = self._best(tried)
         self.setting = f"{str(dtype).removeprefix('torch.')}, {how}, {training.optimizer.algorithm}, {_threads(self.device)}"

@@ -103,7 +103,7 @@ class Trainer:
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
         """Forward, backward, update for the global batch of `step`; returns its mean loss and the gradient's norm."""
         batch = self.batches.at(self.guard.batch_of(step))
-        count = float((batch.labels != IGNORED).sum())
+        count = float(batch.learned)
         if self.model.config.dropout > 0.0:
             # Dropout is a function of (seed, step, rank), so a resumed run drops the same.
             torch.manual_seed(hash((self.resolved.seed, step, self.rank.number)))
@@ -116,12 +116,11 @@ class Trainer:
             self.average.update(step)
         return loss, norm
 
-    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    def _micro_batches(self, batch: Batch) -> Iterator[Inputs]:
         """This rank's rows of a global batch, in pieces that fit into memory, on the device."""
-        tokens = torch.from_numpy(batch.tokens[self.rank.number :: self.rank.world]).to(self.device, non_blocking=True)
-        labels = torch.from_numpy(batch.labels[self.rank.number :: self.rank.world]).to(self.device, non_blocking=True)
-        size = self.resolved.micro_batch
-        return list(zip(torch.split(tokens, size), torch.split(labels, size), strict=True))
+        rows, size = range(self.rank.number, len(batch.tokens), self.rank.world), self.resolved.micro_batch
+        for part in (rows[start : start + size] for start in range(0, len(rows), size)):
+            yield inputs(batch, self.device, slice(part.start, part.stop, part.step))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
