@@ -1,13 +1,15 @@
 """Batches: what the model reads at a step. A pure function of (seed, step), so a resumed run needs no iterator's state."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gptcore.errors import CorpusError
-from gptcore.tokens.shards import Split
+from gptcore.errors import CorpusError, SettingsError
+from gptcore.tokens.shards import SourceStream, Split, Tokens
 
 Ids = npt.NDArray[np.int64]
 
@@ -38,35 +40,79 @@ class Batches(Protocol):
 
 
 class StreamBatches:
-    """Windows of `context` tokens over the text as one stream; each epoch cuts elsewhere and deals in another order."""
+    """Windows of `context` tokens over the text as one stream or, with a `mixture`, over each of its sources as one."""
 
-    def __init__(self, split: Split, context: int, batch: int, seed: int) -> None:
-        self.split, self.context, self.batch, self.seed = split, context, batch, seed
+    def __init__(self, split: Split, context: int, batch: int, seed: int, mixture: Mapping[str, float] | None = None) -> None:
+        """`mixture`: share of the rows by source, scaled to sum to 1; 0 leaves a source out.
+
+        Raises `SettingsError` for a source without a share, `CorpusError` for too little text.
+        """
+        self.batch = batch
+        self.tokens_per_step = float(batch * context)
+        if mixture is None:
+            self.shares = [1.0]
+            self.streams = [Windows(split, context, [seed], "the training text")]
+            return
+        if unnamed := ", ".join(source for source in split.sources if source not in mixture):
+            raise SettingsError(f"training.mixture does not name {unnamed}: give every source a share, 0 leaves one out")
+        total = sum(mixture.values())
+        used = sorted(source for source, share in mixture.items() if share)
+        self.shares = [mixture[source] / total for source in used]
+        self.streams = [
+            Windows(split.of(source), context, [seed, number], f"the source {source} of training.mixture")
+            for number, source in enumerate(used, 1)
+        ]
+
+    def at(self, step: int) -> Batch:
+        """The global batch of `step`: (batch, context)."""
+        rows = dealt(step * self.batch, (step + 1) * self.batch, self.shares)
+        windows = np.stack([self.streams[stream].at(place) for stream, place in rows])
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+
+class Windows:
+    """Windows of one stream without end; each epoch cuts elsewhere and deals in another order."""
+
+    def __init__(self, stream: Split | SourceStream, context: int, seed: Sequence[int], name: str) -> None:
+        self.stream, self.context, self.seed = stream, context, seed
         # Any offset below `context` leaves this many windows, each with one more token as the last label.
-        self.windows = (split.tokens - context) // context
-        if self.windows < 1:
+        self.per_epoch = (stream.tokens - context) // context
+        if self.per_epoch < 1:
             raise CorpusError(
-                f"the training text has {split.tokens} tokens, too few for one context of {context} at every offset "
+                f"{name} has {stream.tokens} tokens, too few for one context of {context} at every offset "
                 f"({2 * context} are needed): give more text or lower model.context"
             )
-        self.tokens_per_step = float(batch * context)
         self._epoch = -1
         self._order: Ids = np.empty(0, np.int64)
         self._offset = 0
 
-    def at(self, step: int) -> Batch:
-        """The global batch of `step`: (batch, context)."""
-        windows = np.stack([self._window(position) for position in range(step * self.batch, (step + 1) * self.batch)])
-        return Batch(windows[:, :-1], windows[:, 1:])
-
-    def _window(self, position: int) -> Ids:
-        epoch, index = divmod(position, self.windows)
+    def at(self, place: int) -> Ids:
+        """The window at a place: (context + 1,)."""
+        epoch, index = divmod(place, self.per_epoch)
         if epoch != self._epoch:
-            random = np.random.default_rng([self.seed, epoch])
+            random = np.random.default_rng([*self.seed, epoch])
             self._epoch, self._offset = epoch, int(random.integers(self.context))
-            self._order = random.permutation(self.windows)
+            self._order = random.permutation(self.per_epoch)
         start = self._offset + int(self._order[index]) * self.context
-        return self.split.window(start, self.context + 1).astype(np.int64)
+        return self.stream.window(start, self.context + 1).astype(np.int64)
+
+
+def dealt(first: int, last: int, shares: Sequence[float]) -> list[tuple[int, int]]:
+    """Stream and place in that stream of the rows `first` to `last - 1`, where each stream has its share of all rows.
+
+    Place i of a stream with share w is due at (i + 1/2) / w, and rows come in the order in which they are due. So whatever the
+    number of rows n, each of k streams has had n w of them, give or take 1/2 + k w / 2 (Webster's apportionment; Balinski and
+    Young, Fair Representation, 1982).
+    """
+    slack = len(shares)  # n rows are due at n, give or take half as much
+    begins = [max(0, round(share * (first - slack))) for share in shares]
+    due = [
+        ((place + 0.5) / share, stream, place)
+        for stream, (share, begin) in enumerate(zip(shares, begins, strict=True))
+        for place in range(begin, math.ceil(share * (last + slack)) + 1)
+    ]
+    skipped = first - sum(begins)
+    return [(stream, place) for _, stream, place in sorted(due)[skipped : skipped + last - first]]
 
 
 class RowBatches:
@@ -119,23 +165,42 @@ class HeldOut:
     text_bytes: int
     """UTF-8 bytes of the text behind the labels; 0 where the loss is on answers only."""
 
+    @property
+    def labels(self) -> int:
+        """Number of tokens that are predicted."""
+        return sum(int((batch.labels != IGNORED).sum()) for batch in self.batches)
 
-def held_out_stream(split: Split, context: int, batch: int, tokens: int, control: frozenset[int]) -> HeldOut:
-    """Whole documents, drawn once and for all, up to about `tokens`, as windows; control symbols are not counted."""
-    chosen, total = [], 0
-    for document in np.random.default_rng(0).permutation(split.documents):
-        chosen.append(int(document))
-        total += len(split.document(int(document)))
+
+def held_out_stream(split: Split, context: int, batch: int, tokens: int, control: frozenset[int]) -> dict[str, HeldOut]:
+    """Whole documents, drawn once and for all, up to about `tokens`, by source.
+
+    The documents of a source are one stream, cut into windows; control symbols are not counted.
+    """
+    chosen: dict[str, list[int]] = {}
+    total = 0
+    for document in map(int, np.random.default_rng(0).permutation(split.documents)):
+        chosen.setdefault(split.source(document), []).append(document)
+        total += len(split.document(document))
         if total >= tokens:
             break
-    stream = np.concatenate([split.document(document) for document in chosen]).astype(np.int64)
+    return {
+        source: HeldOut(
+            _windows(np.concatenate([split.document(document) for document in documents]), context, batch, control),
+            sum(split.bytes(document) for document in documents),
+        )
+        for source, documents in sorted(chosen.items())
+    }
+
+
+def _windows(ids: Tokens, context: int, batch: int, control: frozenset[int]) -> tuple[Batch, ...]:
+    """A stream (N,) as batches of windows, the last of them filled up with labels that are ignored."""
+    stream = ids.astype(np.int64)
     labels = np.where(np.isin(stream, list(control)), IGNORED, stream)[1:]
     windows = -(-len(labels) // context)
     padding = windows * context - len(labels)
     tokens_in = np.pad(stream[:-1], (0, padding)).reshape(windows, context)
     labels_in = np.pad(labels, (0, padding), constant_values=IGNORED).reshape(windows, context)
-    batches = [Batch(tokens_in[at : at + batch], labels_in[at : at + batch]) for at in range(0, windows, batch)]
-    return HeldOut(tuple(batches), sum(split.bytes(document) for document in chosen))
+    return tuple(Batch(tokens_in[at : at + batch], labels_in[at : at + batch]) for at in range(0, windows, batch))
 
 
 def held_out_rows(split: Split, batch: int, tokens: int, pad: int) -> HeldOut:
