@@ -208,7 +208,9 @@ class ModelConfig(Section):
         if self.positions == "sinusoidal" and self.width % 2:
             problems.append(f"sinusoidal positions need an even width, this one is {self.width}")
         if self.objective == "prefix" and self.context < 8:
-            problems.append(f"the prefix objective needs a context of 8 or more for a text and its span, this one is {self.context}")
+            problems.append(
+                f"the prefix objective needs a context of 8 or more for a text and its span, this one is {self.context}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -323,6 +325,9 @@ class TrainingConfig(Section):
     """Training tokens, padding left out; rounded up to whole steps."""
     batch: Count = 16
     """Sequences in one optimizer step, over all micro-batches and processes."""
+    mixture: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
+    """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source
+    out. Validation reads all of them. Of the base only, not of its rounds or of tasks. Unset: of each as much as there is."""
     micro_batch: Count | None = None
     """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -371,6 +376,12 @@ class TrainingConfig(Section):
             raise ValueError(f"set exactly one of minutes, steps and tokens; set are: {', '.join(given) or 'none'}")
         return self
 
+    @model_validator(mode="after")
+    def _mixture_leaves_something(self) -> Self:
+        if self.mixture is not None and not any(self.mixture.values()):
+            raise ValueError("mixture leaves every source out: give at least one of them a share above 0")
+        return self
+
 
 # --------------------------------------------------------------------------------------------------------- tasks --
 
@@ -403,6 +414,12 @@ class TaskConfig(Section):
         if isinstance(values, Mapping) and not values.get("name"):
             return {**values, "name": values.get("type", "")}
         return values
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if self.training.mixture is not None:
+            raise ValueError("training.mixture is for the base, a task has one source: take it out")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -467,13 +484,16 @@ class ContinualConfig(Section):
         return self
 
     def training(self, config: TrainingConfig, text_tokens: int) -> TrainingConfig:
-        """The settings of a round's training: `config` with this budget and these rates. `text_tokens`: tokens to read once."""
+        """The settings of a round's training: `config` with this budget and these rates. `text_tokens`: tokens to read once.
+
+        `replay` says what a round's text is mixed of, so the mixture of the base is none of its own.
+        """
         optimizer = config.optimizer
         rates = {"matrix_rate": optimizer.matrix_rate * self.rate, "rate": optimizer.rate * self.rate}
         budget = {name: getattr(self, name) for name in ("minutes", "steps", "tokens")}
         if not any(budget.values()):
             budget["tokens"] = max(1, round(self.passes * text_tokens))
-        return config.model_copy(update={**budget, "optimizer": optimizer.model_copy(update=rates)})
+        return config.model_copy(update={**budget, "mixture": None, "optimizer": optimizer.model_copy(update=rates)})
 
 
 class PipelineConfig(Section):
@@ -515,6 +535,16 @@ class PipelineConfig(Section):
             raise ValueError(
                 "tasks are answered one token after the other, which a masked model cannot do: "
                 "set model.objective to causal or prefix, or leave tasks empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_names_the_sources(self) -> Self:
+        mixture, sources = self.training.mixture, {source.name for source in self.corpus.sources}
+        if mixture is not None and mixture.keys() != sources:
+            raise ValueError(
+                f"training.mixture names {', '.join(sorted(mixture))}, the sources of the corpus are "
+                f"{', '.join(sorted(sources))}: give each of them a share, 0 leaves one out"
             )
         return self
 
@@ -583,7 +613,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
-    """Other text makes another model: with a name of its own, and without tasks and prompts that belong to the old text."""
+    """Other text makes another model: with a name of its own, without tasks, prompts and a mixture that belong to the old."""
     if not all(text.strip() for text in texts):
         raise SettingsError("--text is empty: name a file or a folder, such as --text my-texts")
     first = Path(texts[0]).absolute()
@@ -591,11 +621,12 @@ def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
     own = f"{stem[:51]}-gpt"
     values["name"] = own if own != values.get("name") else f"{stem[:51]}-text-gpt"  # never the name of the old text's model
     source = {"type": "files", "paths": [str(Path(text).absolute()) for text in texts]}
-    corpus, evaluation = values.get("corpus") or {}, values.get("evaluation") or {}
+    corpus = values.get("corpus") or {}
     if isinstance(corpus, dict):
         values["corpus"] = {**corpus, "sources": [source]}
-    if isinstance(evaluation, dict):
-        values["evaluation"] = {key: value for key, value in evaluation.items() if key != "prompts"}
+    for section, old in (("evaluation", "prompts"), ("training", "mixture")):
+        if isinstance(part := values.get(section), dict):
+            values[section] = {key: value for key, value in part.items() if key != old}
     values["tasks"] = []
 
 

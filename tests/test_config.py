@@ -135,7 +135,9 @@ def test_a_round_is_trained_as_the_base_was_but_gently_and_with_a_budget_of_its_
 
 def test_an_unknown_objective_is_told_with_those_there_are(config):
     told = problems(config, "model.objective=masked_lm")
-    assert "model.objective" in told and "'causal', 'masked' or 'prefix'" in told and "masked_lm" in told
+    assert "model.objective" in told
+    assert "'causal', 'masked' or 'prefix'" in told
+    assert "masked_lm" in told
 
 
 def test_a_masked_model_has_no_tasks_and_a_prefix_model_room_for_its_span(config):
@@ -143,3 +145,24 @@ def test_a_masked_model_has_no_tasks_and_a_prefix_model_room_for_its_span(config
     assert "which a masked model cannot do" in problems(config, "model.objective=masked", more=task)
     assert config("model.objective=prefix", more=task).model.row_context == 254
     assert "a context of 8 or more" in problems(config, "model.objective=prefix", "model.context=4")
+
+
+def test_a_mixture_names_every_source_of_the_corpus_and_nothing_else(config):
+    sources = "corpus.sources=[{type: files, name: books, paths: [b]}, {type: files, name: web, paths: [w]}]"
+    assert config(sources, "training.mixture={books: 3, web: 0}").training.mixture == {"books": 3.0, "web": 0.0}
+    for mixture, named in (("{books: 1}", "books"), ("{books: 1, web: 1, wep: 0}", "books, web, wep")):
+        told = problems(config, sources, f"training.mixture={mixture}")
+        assert f"names {named}, the sources of the corpus are books, web" in told
+    assert "leaves every source out" in problems(config, sources, "training.mixture={books: 0, web: 0}")
+    assert "training.mixture.web: " in problems(config, sources, "training.mixture={books: 1, web: -1}")
+    task = "tasks: [{type: summarize, source: {type: files, paths: [t], target: s}, training: {steps: 5, mixture: {t: 1}}}]\n"
+    assert "training.mixture is for the base" in problems(config, more=task)
+
+
+def test_a_mixture_is_left_behind_by_a_round_and_by_other_text(config, tmp_path):
+    settings = config("training.mixture={files: 1}")
+    assert settings.continual.training(settings.training, 5000).mixture is None
+    path = tmp_path / "mixed.yaml"
+    path.write_text(SMALL.replace("minutes: 3", "minutes: 3, mixture: {files: 1}"))
+    assert load_config(path).training.mixture == {"files": 1.0}
+    assert load_config(path, texts=["docs"]).training.mixture is None

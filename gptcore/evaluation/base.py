@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+
 from gptcore.config import EvaluationConfig
 from gptcore.corpus import read_split
 from gptcore.errors import CorpusError
@@ -146,9 +147,7 @@ def _fillings(predictor: Predictor, test: pandas.DataFrame, config: EvaluationCo
         for text in _beginnings(test, config)
     ]
     prompts = list(config.prompts) or [text for text in hidden if MASK in text]
-    return [
-        {"prompt": prompt, "likeliest": filled} for prompt, filled in zip(prompts, predictor.predict(prompts), strict=True)
-    ]
+    return [{"prompt": prompt, "likeliest": filled} for prompt, filled in zip(prompts, predictor.predict(prompts), strict=True)]
 
 
 def _beginnings(test: pandas.DataFrame, config: EvaluationConfig) -> list[str]:

@@ -5,7 +5,8 @@ prefix   the same, where the half before it is seen whole and the other half is 
 masked   windows side by side, read several times; each time every seventh token is hidden and scored, until all were
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -83,7 +84,7 @@ def _windows(stream: Ids, symbols: Symbols, context: int, document_mask: bool) -
     if document_mask:
         borders = sorted({*borders, *np.flatnonzero(stream == symbols.begin).tolist()})
     room = context - 1  # what hides the span takes a place of its own, and the last token is only predicted
-    for first, last in zip(borders, borders[1:], strict=False):
+    for first, last in itertools.pairwise(borders):
         begin = first + 1
         while begin < last:
             end = min(last, first + room if begin == first + 1 else begin + max(1, context // 2))

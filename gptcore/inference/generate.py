@@ -57,7 +57,9 @@ def stream(
     if not prompts or not all(prompts):
         raise GptcoreError("the prompt is empty: give at least one token to continue from")
     if model.config.objective == "masked":
-        raise GptcoreError("a masked model fills in what is hidden and continues nothing: hide a word of the text with <|mask|>")
+        raise GptcoreError(
+            "a masked model fills in what is hidden and continues nothing: hide a word of the text with <|mask|>"
+        )
     device, context = model.embedding.weight.device, model.config.context
     randoms = [torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63) for row in range(len(prompts))]
     texts = [list(prompt) for prompt in prompts]
@@ -104,7 +106,7 @@ def fill(model: GPT, ids: Sequence[int], mask: int) -> list[int]:
     if mask not in ids:
         raise GptcoreError("nothing is hidden in the text: write <|mask|> where the model should fill in a word")
     filled: list[int] = []
-    for piece in torch.tensor(list(ids), device=model.embedding.weight.device).split(model.config.context):
+    for piece in torch.split(torch.tensor(list(ids), device=model.embedding.weight.device), model.config.context):
         likeliest = model(piece[None])[0].argmax(-1)  # (T)
         filled += torch.where(piece == mask, likeliest, piece).tolist()
     return filled

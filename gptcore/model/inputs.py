@@ -26,7 +26,8 @@ def inputs(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Inp
     tokens, labels, places, spans, parts, exposed = (
         moved(array) for array in (batch.tokens, batch.labels, batch.places, batch.spans, batch.parts, batch.exposed)
     )
-    assert tokens is not None and labels is not None
+    assert tokens is not None
+    assert labels is not None
     if places is None and parts is None and exposed is None:
         return Inputs(tokens, labels)
     mask = None if parts is None and exposed is None else sight(tokens.shape[1], parts, exposed, device)

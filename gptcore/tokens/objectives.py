@@ -72,8 +72,13 @@ class Excerpts:
 class Objective(Protocol):
     """How windows and rows become batches."""
 
-    reads: int
-    """Tokens of text in a row of a batch."""
+    @property
+    def reads(self) -> int:
+        """Tokens of text in a row of a batch."""
+
+    @property
+    def symbols(self) -> "Symbols":
+        """The tokenizer's."""
 
     def of_text(self, excerpts: Excerpts) -> Batch:
         """What is learned from windows of a text."""
@@ -108,9 +113,7 @@ class Symbols:
     def of(cls, tokenizer: Tokenizer) -> "Symbols":
         """Those of a tokenizer."""
         control = np.array(sorted(tokenizer.control_ids), np.int64)
-        return cls(
-            tokenizer.mask_id, tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id, control, tokenizer.vocabulary
-        )
+        return cls(tokenizer.mask_id, tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id, control, tokenizer.vocabulary)
 
 
 def documents(ids: Ids, begin: int) -> tuple[Ids, Ids]:

@@ -44,7 +44,9 @@ def count_weights(config: ModelConfig, vocabulary: int) -> Weights:
     if config.biases:
         vectors += queries + 2 * keys + width + ups * inner + width
         # The output of attention and the way down each write into the residual stream.
-    places = (config.context if config.positions == "learned" else 0) + (config.context + 1 if config.objective == "prefix" else 0)
+    places = (config.context if config.positions == "learned" else 0) + (
+        config.context + 1 if config.objective == "prefix" else 0
+    )
     tables = vocabulary * width * (1 if config.tied else 2) + places * width
     return Weights(config.layers * block, tables + config.layers * vectors + norm * width)
 

@@ -1,5 +1,6 @@
 """Model, optimizers and data of one run at some step, in one of its processes."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,11 @@ from gptcore.artifacts import digest_of
 from gptcore.errors import TrainingError
 from gptcore.model import GPT
 from gptcore.model.folder import WEIGHTS, load_weights, pick_device, read_settings
+from gptcore.model.inputs import Inputs, inputs
 from gptcore.model.loss import bits_per_byte, mean_loss, token_losses
 from gptcore.tokens import Shards, Tokenizer
-from gptcore.tokens.batches import IGNORED, Batch, Batches, HeldOut, RowBatches, StreamBatches, held_out_rows, held_out_stream
+from gptcore.tokens.batches import Batches, HeldOut, RowBatches, StreamBatches, held_out_rows, held_out_stream
+from gptcore.tokens.objectives import Batch, objective
 from gptcore.training import checkpoint
 from gptcore.training.average import Average
 from gptcore.training.budget import resolve
@@ -124,19 +127,23 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss on the fixed part of the validation split; bits per byte where it is plain text."""
+        """Loss on the fixed part of the validation split; bits per byte where it is plain text. Of several sources each too."""
         self.model.eval()
-        nats, labels_seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
         with self.published_weights():
-            for batch in self.held_out.batches:
-                tokens, labels = (torch.from_numpy(part).to(self.device) for part in (batch.tokens, batch.labels))
-                nats += token_losses(self.model, tokens, labels).sum(dtype=torch.float64)
-                labels_seen += int((batch.labels != IGNORED).sum())
+            nats = {source: self._nats(part) for source, part in self.held_out.items()}
         self.model.train()
-        values = {"valid/loss": float(nats) / max(1, labels_seen)}
-        if self.held_out.text_bytes:
-            values["valid/bits_per_byte"] = bits_per_byte(float(nats), self.held_out.text_bytes)
+        parts = self.held_out.values()
+        values = _losses("", sum(nats.values()), sum(part.labels for part in parts), sum(part.text_bytes for part in parts))
+        for source, part in self.held_out.items() if len(parts) > 1 else ():
+            values |= _losses(f"/{source}", nats[source], part.labels, part.text_bytes)
         return values
+
+    def _nats(self, part: HeldOut) -> float:
+        """Sum of the loss over all labels."""
+        nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in part.batches:
+            nats += token_losses(self.model, *inputs(batch, self.device)).sum(dtype=torch.float64)
+        return float(nats)
 
     def published_weights(self) -> AbstractContextManager[None]:
         """Inside of the block the model has the weights that are measured and published: the averaged ones, if there are."""
@@ -158,18 +165,25 @@ class Trainer:
         return bool(flag)
 
 
-def _open_data(job: Job, tokenizer: Tokenizer) -> tuple[Batches, HeldOut]:
-    """The training batches and the fixed validation part of the job's shards."""
+def _losses(of: str, nats: float, labels: int, text_bytes: int) -> dict[str, float]:
+    """Nats per label and, where the labels are `text_bytes` of plain text, bits per byte."""
+    values = {f"valid/loss{of}": nats / max(1, labels)}
+    if text_bytes:
+        values[f"valid/bits_per_byte{of}"] = bits_per_byte(nats, text_bytes)
+    return values
+
+
+def _open_data(job: Job, tokenizer: Tokenizer) -> tuple[Batches, Mapping[str, HeldOut]]:
+    """The training batches and the fixed validation part, by source, of the job's shards."""
     training, context, shards = job.training, job.model.context, Shards.open(Path(job.shards))
     if shards.tokenizer != tokenizer.digest:
         raise TrainingError(f"the shards {job.shards} were made with another tokenizer than {job.tokenizer}")
     rows = max(1, min(training.batch, 8192 // context))
+    learned = objective(job.model, training.masking, tokenizer, training.seed)
+    measured = objective(job.model, training.masking, tokenizer, 0)  # what is hidden then is the same for every seed
+    train, valid = shards.split("train"), shards.split("valid")
     if shards.masked:
-        batches: Batches = RowBatches(shards.split("train"), training.batch, tokenizer.pad_id, training.seed)
-        held_out = held_out_rows(shards.split("valid"), rows, training.evaluation_tokens, tokenizer.pad_id)
-    else:
-        batches = StreamBatches(shards.split("train"), context, training.batch, training.seed)
-        held_out = held_out_stream(
-            shards.split("valid"), context, rows, training.evaluation_tokens, tokenizer.control_ids
-        )  # fmt: skip
-    return batches, held_out
+        batches: Batches = RowBatches(train, learned, training.batch, training.seed)
+        return batches, {"": held_out_rows(valid, measured, rows, training.evaluation_tokens)}
+    batches = StreamBatches(train, learned, training.batch, training.seed, training.mixture)
+    return batches, held_out_stream(valid, measured, rows, training.evaluation_tokens)

@@ -45,7 +45,9 @@ def test_every_token_of_a_stream_is_scored_once_and_as_by_hand(tiny, length, con
 def test_the_batch_changes_nothing_but_rounding(tiny):
     model = GPT(tiny.model(), 50).initialise(1).eval()
     stream = np.random.default_rng(0).integers(0, 50, 700)
-    assert stream_nats(model, stream, SYMBOLS, batch=1) == pytest.approx(stream_nats(model, stream, SYMBOLS, batch=64), abs=1e-5)
+    assert stream_nats(model, stream, SYMBOLS, batch=1) == pytest.approx(
+        stream_nats(model, stream, SYMBOLS, batch=64), abs=1e-5
+    )
 
 
 def test_results_follow_from_the_scores_of_the_documents(evaluated_base, tiny):

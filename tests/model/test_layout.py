@@ -9,7 +9,7 @@ from gptcore.inference.generate import generate, prefill
 from gptcore.model import GPT
 from gptcore.model.inputs import inputs
 from gptcore.model.loss import token_losses
-from gptcore.tokens.objectives import Causal, Masked, Prefix, Symbols, Excerpts, infilled, padded
+from gptcore.tokens.objectives import Causal, Excerpts, Masked, Prefix, Symbols, infilled, padded
 
 UNKNOWN, BEGIN, END, PAD = range(4)
 SYMBOLS = Symbols(mask=UNKNOWN, begin=BEGIN, end=END, pad=PAD, control=np.arange(7), vocabulary=50)

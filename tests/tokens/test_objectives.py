@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcore.config import MaskingConfig
-from gptcore.tokens.objectives import IGNORED, Causal, Masked, Prefix, Symbols, Excerpts, documents, infilled
+from gptcore.tokens.objectives import IGNORED, Causal, Excerpts, Masked, Prefix, Symbols, documents, infilled
 
 UNKNOWN, BEGIN, END, PAD = range(4)
 SYMBOLS = Symbols(mask=UNKNOWN, begin=BEGIN, end=END, pad=PAD, control=np.arange(7), vocabulary=500)
@@ -86,7 +86,8 @@ def test_long_spans_reach_from_somewhere_in_the_first_half_to_the_end():
     objective = Prefix(64, SYMBOLS, False, MaskingConfig(short=0.0), 0)
     batch = objective.of_text(windows(np.random.default_rng(0).integers(7, 500, (100, objective.reads + 1))))
     lengths = (batch.labels != IGNORED).sum(1)
-    assert lengths.min() >= objective.reads - objective.reads // 2 and lengths.max() == objective.reads
+    assert lengths.min() >= objective.reads - objective.reads // 2
+    assert lengths.max() == objective.reads
 
 
 def test_a_document_mask_keeps_spans_inside_of_their_document():
@@ -127,7 +128,8 @@ def test_of_the_hidden_tokens_eight_in_ten_are_masked_one_is_replaced_and_one_st
     assert (tokens == UNKNOWN).mean() == pytest.approx(0.8, abs=0.01)
     assert ((tokens != UNKNOWN) & (tokens != labels)).mean() == pytest.approx(0.1, abs=0.01)
     replaced = tokens[(tokens != UNKNOWN) & (tokens != labels)]
-    assert len(np.unique(replaced)) > 450 and replaced.min() >= 7
+    assert len(np.unique(replaced)) > 450
+    assert replaced.min() >= 7
 
 
 def test_masks_are_anew_in_every_epoch_or_always_the_same_whatever_the_window():
@@ -145,7 +147,8 @@ def test_masks_are_anew_in_every_epoch_or_always_the_same_whatever_the_window():
 
 def test_documents_are_counted_and_places_begin_anew_with_each():
     parts, places = documents(np.array([[8, 9, BEGIN, 8, BEGIN, BEGIN, 9]]), BEGIN)
-    assert parts.tolist() == [[0, 0, 1, 1, 2, 3, 3]] and places.tolist() == [[0, 1, 0, 1, 0, 0, 1]]
+    assert parts.tolist() == [[0, 0, 1, 1, 2, 3, 3]]
+    assert places.tolist() == [[0, 1, 0, 1, 0, 0, 1]]
 
 
 def test_a_tasks_rows_are_a_question_that_sees_itself_and_an_answer_that_follows():
