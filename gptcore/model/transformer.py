@@ -326,7 +326,7 @@ class Layout(NamedTuple):
 
 
 def sight(length: int, parts: Tensor | None, exposed: Tensor | None, device: torch.device) -> Tensor:
-    """The mask (B, 1, T, T) of tokens that see what stands before them and what is `exposed` (B, T), in their own part (B, T)."""
+    """Mask (B, 1, T, T) of tokens that see what stands before them and what is `exposed` (B, T), of their own part (B, T)."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]  # (1, T, T)
     if exposed is not None:
         seen = seen | exposed[:, None]  # (B, T, T)

@@ -160,7 +160,7 @@ class Masked:
         place = excerpts.starts[:, None] + np.arange(text.shape[1])
         chance, fate, other = (_chances(self.seed, salt, epochs[:, None], place) for salt in range(3))
         chance = np.where(np.isin(text, symbols.control), 2.0, chance)
-        # A window in which chance hides nothing gives the likeliest of its tokens: no batch is without a label.
+        # A window in which chance hides nothing gives the likeliest of its tokens, so that no batch is without a label.
         least = chance.min(1, keepdims=True)
         learned = (chance < np.maximum(self.masking.share, np.nextafter(least, 3.0))) & (chance < 1.0)
         pieces = np.setdiff1d(np.arange(symbols.vocabulary), symbols.control)
@@ -170,7 +170,7 @@ class Masked:
         exposed = None if parts is None else np.ones(text.shape, np.bool_)
         return Batch(tokens, np.where(learned, text, IGNORED), places, parts=parts, exposed=exposed)
 
-    def of_rows(self, rows: Sequence[tuple[Ids, Flags]]) -> Batch:
+    def of_rows(self, rows: Sequence[tuple[Ids, Flags]]) -> Batch:  # noqa: ARG002  (the protocol's)
         """Never asked for: the settings refuse tasks of such a model."""
         raise AssertionError("a masked model answers no tasks")
 
