@@ -30,6 +30,8 @@ class Predictor:
         self.loaded = load_model(folder, pick_device(device))
         self.task = self.loaded.task
         self._context, self._objective = self.loaded.model.config.context, self.loaded.model.config.objective
+        self.continues = self.task is None and self._objective != "masked"
+        """Whether an answer goes on from where its text ends, and is no text of its own."""
 
     def predict(
         self,

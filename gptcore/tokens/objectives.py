@@ -145,7 +145,7 @@ class Causal:
 
 @dataclass(frozen=True)
 class Masked:
-    """Hidden tokens from all around them: of those that are to be learned eight in ten are hidden, one is replaced, one stays."""
+    """Hidden tokens from all around them: of ten that are to be learned eight are hidden, one is replaced, one stays."""
 
     reads: int
     symbols: Symbols
@@ -160,7 +160,7 @@ class Masked:
         place = excerpts.starts[:, None] + np.arange(text.shape[1])
         chance, fate, other = (_chances(self.seed, salt, epochs[:, None], place) for salt in range(3))
         chance = np.where(np.isin(text, symbols.control), 2.0, chance)
-        # A window in which chance hides nothing gives the likeliest of its tokens, so that no batch is without a label.
+        # Where chance hides nothing of a window its likeliest token is learned, so that no batch is without a label.
         least = chance.min(1, keepdims=True)
         learned = (chance < np.maximum(self.masking.share, np.nextafter(least, 3.0))) & (chance < 1.0)
         pieces = np.setdiff1d(np.arange(symbols.vocabulary), symbols.control)

@@ -27,9 +27,7 @@ def trained(tiny, folder: Path, model: dict, stops=(), **training) -> Run:
     run.folder.mkdir()
     settings = tiny.training(**{"steps": 40, "evaluation_tokens": 1500, "evaluations": 2, **training})
     shards, tokenizer = str(tiny.shards), str(tiny.tokenizer / "tokenizer")
-    run.write(
-        Job(model=tiny.model(**model), training=settings, shards=shards, shards_digest="shards", tokenizer=tokenizer)
-    )
+    run.write(Job(model=tiny.model(**model), training=settings, shards=shards, shards_digest="shards", tokenizer=tokenizer))
     for stop in stops:
         steps = iter(range(stop))
         assert not train(run, Rank(), lambda steps=steps: next(steps, None) is None, Recorder(folder / "attempts"))
