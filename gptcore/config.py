@@ -329,7 +329,8 @@ class TrainingConfig(Section):
     """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source
     out. Validation reads all of them. Of the base only, not of its rounds or of tasks. Unset: of each as much as there is."""
     micro_batch: Count | None = None
-    """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens."""
+    """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens. Halved where memory
+    runs out. Changes the result by rounding only, with dropout by what is dropped: in no fingerprint."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
     masking: MaskingConfig = MaskingConfig()
@@ -353,14 +354,22 @@ class TrainingConfig(Section):
     """Newest checkpoints that are kept, beside the best."""
     checkpoint_seconds: Positive = 60.0
     """Longest time between two checkpoints, as long as a save costs less than 1 % of it."""
+    nodes: Count = 1
+    """Machines that train together and share the home's file system. The first runs the pipeline; on each of the others
+    `python -m gptcore.training.process RUN_FOLDER` joins. `GPTCORE_RENDEZVOUS` names the first as host:port. Like `processes`
+    and `threads`, it changes the result by rounding only, with dropout by what is dropped: in no fingerprint."""
     processes: Count = 1
-    """Trainer processes on this machine, one per card or per half of a CPU."""
+    """Trainer processes on each node, one per card or per half of a CPU. A training may go on with another number of them."""
     threads: Count | None = None
     """CPU threads per process. Unset: the cores divided by the processes."""
+    restarts: Annotated[int, Field(ge=0)] = 2
+    """Times that trainers are started again, from the last checkpoint, when one of them was killed or ran out of memory. In no
+    fingerprint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it computes; `auto` takes a card when there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included, and float16, with
+    its loss scaled so that no gradient vanishes, on cards without."""
     compile: Literal["auto"] | bool = "auto"
     """`torch.compile`; `auto` when the run is long enough to pay for its start."""
     profile: bool = False
@@ -381,6 +390,20 @@ class TrainingConfig(Section):
         if self.mixture is not None and not any(self.mixture.values()):
             raise ValueError("mixture leaves every source out: give at least one of them a share above 0")
         return self
+
+    @model_validator(mode="after")
+    def _as_many_rows_for_everyone(self) -> Self:
+        if self.batch % self.world:
+            raise ValueError(
+                f"{self.nodes} node(s) with {self.processes} process(es) each do not divide batch ({self.batch}): change one "
+                "of them, so that every process has as many rows"
+            )
+        return self
+
+    @property
+    def world(self) -> int:
+        """Trainer processes on all nodes."""
+        return self.nodes * self.processes
 
 
 # --------------------------------------------------------------------------------------------------------- tasks --

@@ -7,7 +7,9 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,7 +17,8 @@ from gptcore.config import TrainingConfig
 from gptcore.errors import TrainingError
 from gptcore.model.folder import default_dtype, pick_device
 from gptcore.tokens.batches import Batches
-from gptcore.training.job import Resolved
+from gptcore.training.job import Precision, Resolved
+from gptcore.training.memory import ONE_IS_TOO_MUCH
 
 _TOKENS_AT_ONCE = 8192
 """Largest micro-batch in tokens, so that the logits of 8,192 pieces stay below 300 MB."""
@@ -26,17 +29,19 @@ _GAIN = 0.98
 """A compiled step has to take at most this share of an eager one."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """An answer that is not what it was; for the journal."""
+
+    event: Literal["adapted", "memory"]
+    text: str
+    """A sentence for people."""
+
+
 def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolved:
     """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0."""
     device = pick_device(training.device)
-    dtype = {"auto": default_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}[training.precision]
-    cores = len(os.sched_getaffinity(0))
-    if training.batch % training.processes:
-        raise TrainingError(
-            f"processes ({training.processes}) do not divide batch ({training.batch}): change one of them, "
-            "so that every process has as many rows"
-        )
-    rows = training.batch // training.processes
+    rows = training.batch // training.world
     steps = training.steps or 0
     if training.tokens is not None:
         steps = math.ceil(training.tokens / batches.tokens_per_step)
@@ -44,11 +49,12 @@ def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolve
         steps=steps,
         batch=training.batch,
         micro_batch=min(rows, training.micro_batch or max(1, _TOKENS_AT_ONCE // context)),
+        nodes=training.nodes,
         processes=training.processes,
-        threads=training.threads or max(1, cores // training.processes),
+        threads=threads_for(training),
         device="cuda" if device.type == "cuda" else "cpu",
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        precision="bfloat16" if dtype == torch.bfloat16 else "float32",
+        precision=precision_for(training.precision, device),
         compiled=False,
         compile_reason="not asked for" if training.compile is False else "",
         seed=training.seed,
@@ -57,6 +63,53 @@ def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolve
         evaluate_every=0,
         torch=torch.__version__,
     )
+
+
+def precision_for(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """What activations are computed in: with `auto` two bytes where the hardware multiplies them natively."""
+    if wanted != "auto":
+        return wanted
+    if default_dtype(device) == torch.bfloat16:
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """torch's name of it."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def threads_for(training: TrainingConfig) -> int:
+    """CPU threads of one process."""
+    return training.threads or max(1, len(os.sched_getaffinity(0)) // training.processes)
+
+
+def adapt(answers: Resolved, training: TrainingConfig, too_much: int | None) -> tuple[Resolved, list[Change]]:
+    """The answers of an earlier trainer for what the settings ask for by now, and what is another than before.
+
+    All of it changes the result by rounding only. `too_much`: the micro-batch with which memory ran out last time. Raises
+    `TrainingError` when that was a single sequence.
+    """
+    if too_much == 1:
+        raise TrainingError(ONE_IS_TOO_MUCH)
+    changes = []
+    placed = {"nodes": training.nodes, "processes": training.processes, "threads": threads_for(training)}
+    if (answers.nodes, answers.processes) == (training.nodes, training.processes) and training.threads is None:
+        placed["threads"] = answers.threads  # of a machine with other cores, maybe: equal bits come first
+    if placed != {name: getattr(answers, name) for name in placed}:
+        before, now = (
+            f"{one['nodes']} node(s) x {one['processes']} process(es) x {one['threads']} thread(s)"
+            for one in (answers.model_dump(), placed)
+        )
+        changes.append(Change("adapted", f"goes on with {now}, was {before}"))
+    size = min(training.batch // training.world, training.micro_batch or answers.micro_batch, answers.micro_batch)
+    if too_much is not None and size > too_much // 2:
+        size = too_much // 2
+        text = f"memory ran out with {too_much} sequences at a time: from here on {size}, in a step {training.batch} as before"
+        changes.append(Change("memory", text))
+    elif size != answers.micro_batch:
+        changes.append(Change("adapted", f"computes {size} sequences at a time, was {answers.micro_batch}"))
+    return answers.model_copy(update={**placed, "micro_batch": size}), changes
 
 
 def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:

@@ -14,7 +14,7 @@ from gptcore.model.folder import default_dtype, pick_device
 from gptcore.model.inputs import Inputs
 from gptcore.model.loss import mean_loss
 from gptcore.training.bench import _MATRIX, BenchConfig, Contender
-from gptcore.training.budget import seconds_of
+from gptcore.training.budget import dtype_of, precision_for, seconds_of
 from gptcore.training.optimizers import Optimizers
 from gptcore.training.step import LossFunction, update
 
@@ -28,8 +28,7 @@ def make(name: str, config: BenchConfig) -> Contender:
 
 
 def _dtype(config: BenchConfig) -> torch.dtype:
-    automatic = default_dtype(pick_device(config.training.device))
-    return {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.training.precision]
+    return dtype_of(precision_for(config.training.precision, pick_device(config.training.device)))
 
 
 def _tokens(config: BenchConfig, extra: int = 0) -> Tensor:

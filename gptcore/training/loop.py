@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,14 +12,16 @@ from gptcore.model import save_model
 from gptcore.training import checkpoint
 from gptcore.training.answers import answer
 from gptcore.training.attempts import Recorder
+from gptcore.training.budget import Change
 from gptcore.training.energy import nvml
 from gptcore.training.fit import overfits, progress
 from gptcore.training.guard import Guard, Trouble
 from gptcore.training.job import Run
 from gptcore.training.journal import Journal, cut_back, read_journal
 from gptcore.training.profiling import profiled
+from gptcore.training.ranks import Rank
 from gptcore.training.schedule import rate_at
-from gptcore.training.trainer import Rank, Trainer
+from gptcore.training.trainer import Trainer
 
 _LINES = 500
 """About as many points as a curve of the journal has."""
@@ -32,12 +34,14 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
     journal = Journal(run.journal if rank.first else Path("/dev/null"))
     trainer = Trainer(run, rank, journal)
     if rank.first and trainer.device.type == "cuda":
-        recorder.measure(nvml(_cards(rank.world)))
+        recorder.measure(nvml(_cards(trainer.job.training.processes)))
     rank.wait()  # all have looked for resolved.json before the first one may write it
+    changes = trainer.adapt(int(rank.same(recorder.too_much or 0)) or None)
+    recorder.compute(trainer.resolved.micro_batch)
     answer(trainer)
     if not rank.first:
         rank.wait()
-    _resume(trainer)
+    _resume(trainer, changes)
     if rank.first:
         rank.wait()  # whatever it set aside is out of the way of the others
     resolved, clock = trainer.resolved, _SaveClock(trainer.job.training.checkpoint_seconds)
@@ -54,16 +58,16 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
             if meter.add(loss, norm):
                 recorder.note()
             due = trainer.step % resolved.evaluate_every == 0 or trainer.step == resolved.steps
-            stopping = trainer.any_rank(stop_asked())
-            saving = due or stopping or trainer.any_rank(rank.first and clock.due())
+            stopping = rank.any(stop_asked())
+            saving = due or stopping or rank.any(rank.first and clock.due())
             if (saving or trainer.guard.waits >= _LOOK_EVERY[trainer.device.type]) and (trouble := trainer.guard.look()):
                 _go_back(trainer, trouble)
                 meter.begin()
                 continue
-            if rank.first and saving:
+            if saving:
                 recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
                 saved = clock.timed(trainer.save)
-                if due and not stopping:
+                if rank.first and due and not stopping:
                     _measure(trainer, saved)
                 meter.skip_time()
             if stopping and trainer.step < resolved.steps:
@@ -102,22 +106,24 @@ def _has_converged(trainer: Trainer) -> bool:
         return False
     points = progress(read_journal(trainer.run.journal))[0] if trainer.rank.first else []
     losses = [valid for _, valid, _ in points]
-    return trainer.any_rank(len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]))
+    return trainer.rank.any(len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]))
 
 
-def _resume(trainer: Trainer) -> None:
-    """Go to the newest good checkpoint, if there is one, and cut the journal back to it."""
+def _resume(trainer: Trainer, changes: Sequence[Change]) -> None:
+    """Go to the newest good checkpoint, if there is one, cut the journal back to it and note what is not as it was."""
     broken: list[tuple[int, str]] = []
     found = checkpoint.restore(
         trainer.run.checkpoints, trainer.state, trainer.identity, lambda step, text: broken.append((step, text))
     )
     trainer.step = found.step if found is not None else 0
-    trainer.guard.load(found.memory if found is not None else {})
+    trainer.recall(found.memory if found is not None else {})
     if trainer.rank.first:
         cut_back(trainer.run.journal, trainer.step)
         trainer.journal.reopen()
     for _, text in broken:
         trainer.journal.event(trainer.step, "broken_checkpoint", text)
+    for change in changes:
+        trainer.journal.event(trainer.step, change.event, change.text)
     steps = trainer.resolved.steps
     if found is None and trainer.answered:
         trainer.journal.event(0, "restarted", f"starts at step 0 with the answers of resolved.json, {steps} steps", steps=steps)
@@ -142,7 +148,7 @@ def _go_back(trainer: Trainer, trouble: Trouble) -> None:
     found = checkpoint.restore(trainer.run.checkpoints, trainer.state, trainer.identity, lambda *_: None)
     if found is not None:
         trainer.step = found.step
-        trainer.guard.load(found.memory)
+        trainer.recall(found.memory)
     skipped = ", ".join(map(str, trainer.guard.skipped))
     if trainer.rank.first:
         cut_back(trainer.run.journal, trainer.step)
@@ -220,6 +226,8 @@ class _Meter:
             "tokens_per_second": self.steps * trainer.resolved.tokens_per_step / seconds,
             "tokens": trainer.step * trainer.resolved.tokens_per_step,
         }
+        if trainer.scale is not None:
+            values["loss_scale"] = trainer.scale.value
         trainer.journal.metrics(trainer.step, values)
         self.begin()
         return True

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gptcore.artifacts import digest_of
@@ -21,31 +20,15 @@ from gptcore.tokens.batches import Batches, HeldOut, RowBatches, StreamBatches, 
 from gptcore.tokens.objectives import Batch, objective
 from gptcore.training import checkpoint
 from gptcore.training.average import Average
-from gptcore.training.budget import resolve
+from gptcore.training.budget import Change, adapt, dtype_of, resolve
 from gptcore.training.guard import Guard
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import Journal
 from gptcore.training.optimizers import Optimizers
+from gptcore.training.ranks import Rank
+from gptcore.training.scaling import LossScale
 from gptcore.training.schedule import rate_at
 from gptcore.training.step import LossFunction, update
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among the trainers."""
-
-    number: int = 0
-    world: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Only the first one writes."""
-        return self.number == 0
-
-    def wait(self) -> None:
-        """Return when all of them are here."""
-        if self.world > 1:
-            dist.barrier()
 
 
 class Trainer:
@@ -65,9 +48,21 @@ class Trainer:
         self.step = 0
         self.loss_function: LossFunction = self.plain_loss
         self.guard = Guard(run.skipped, self.job.training.max_spike)
+        self.scale = LossScale() if self.resolved.precision == "float16" else None
         self.model = GPT(self.job.model, self.tokenizer.vocabulary, device=self.device).train()
-        self.model.compute_dtype = torch.bfloat16 if self.resolved.precision == "bfloat16" else torch.float32
+        self.model.compute_dtype = dtype_of(self.resolved.precision)
         self.reset()
+
+    def adapt(self, too_much: int | None) -> list[Change]:
+        """Bring the answers of an earlier trainer up to what is asked for and fits into memory; returns what changed.
+
+        `too_much`: the micro-batch with which memory ran out. Raises `TrainingError` when there is no smaller one.
+        """
+        self.resolved, changes = adapt(self.resolved, self.job.training, too_much)
+        torch.set_num_threads(self.resolved.threads)
+        if changes and self.answered and self.rank.first:
+            self.run.write(self.resolved)
+        return changes
 
     @property
     def plain_loss(self) -> LossFunction:
@@ -78,7 +73,7 @@ class Trainer:
     def reset(self) -> None:
         """The model as it is before step 1: drawn from the seed, or read from `init_from`. In place: it may be compiled."""
         self.step = 0
-        self.guard.load({})
+        self.recall({})
         job = self.job
         if job.init_from is None:
             self.model.initialise(self.resolved.seed)
@@ -100,8 +95,19 @@ class Trainer:
         return {
             "shards": self.job.shards_digest,
             "tokenizer": self.tokenizer.digest,
-            "resolved.json": digest_of(self.resolved.model_dump()),
+            "resolved.json": digest_of(self.resolved.plan),
         }
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What else a checkpoint holds; JSON."""
+        return self.guard.state() | ({"loss_scale": self.scale.state()} if self.scale is not None else {})
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take over what `memory` was; {} for the start."""
+        self.guard.load(memory)
+        if self.scale is not None:
+            self.scale.load(memory.get("loss_scale", {}))
 
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
         """Forward, backward, update for the global batch of `step`; returns its mean loss and the gradient's norm."""
@@ -110,11 +116,16 @@ class Trainer:
         if self.model.config.dropout > 0.0:
             # Dropout is a function of (seed, step, rank), so a resumed run drops the same.
             torch.manual_seed(hash((self.resolved.seed, step, self.rank.number)))
-        optimizer = self.job.training.optimizer
+        optimizer, scale = self.job.training.optimizer, None if self.scale is None else self.scale.value
         loss, norm = update(
-            self.model, self.loss_function, self.optimizers, self._micro_batches(batch), count,
+            self.model, self.loss_function, self.optimizers, self._micro_batches(batch), count, scale=self.scale,
             share=rate_at(step, max(1, self.resolved.steps), optimizer), clip_to=optimizer.clip, world=self.rank.world,
         )  # fmt: skip
+        if self.scale is not None and scale is not None and self.scale.value < scale:
+            text = (
+                f"the gradient of step {step + 1} overflowed and is left out; the loss scale is halved to {self.scale.value:g}"
+            )
+            self.journal.event(step + 1, "overflow", text)
         if self.average is not None:
             self.average.update(step)
         return loss, norm
@@ -150,19 +161,12 @@ class Trainer:
         return nullcontext() if self.average is None else self.average.used()
 
     def save(self) -> checkpoint.Checkpoint:
-        """Store the state after the current step and drop old ones."""
-        saved = checkpoint.save(self.run.checkpoints, self.step, self.state, self.identity, self.guard.state())
+        """Store the state after the current step and drop old ones; every rank has its part in it."""
+        saved = checkpoint.save(self.run.checkpoints, self.step, self.state, self.identity, self.memory, self.rank)
         self.journal.event(self.step, "checkpoint", f"saved step {self.step}")
-        checkpoint.prune(self.run.checkpoints, self.job.training.keep)
+        if self.rank.first:
+            checkpoint.prune(self.run.checkpoints, self.job.training.keep)
         return saved
-
-    def any_rank(self, here: bool) -> bool:
-        """Whether it holds on any rank, so that all of them stop at the same step."""
-        if self.rank.world == 1:
-            return here
-        flag = torch.tensor(int(here), device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
 
 
 def _losses(of: str, nats: float, labels: int, text_bytes: int) -> dict[str, float]:

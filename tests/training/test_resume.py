@@ -25,7 +25,7 @@ STEPS = 60
 def job_of(tiny, **training) -> Job:
     return Job(
         model=tiny.model(),
-        training=tiny.training(**{"steps": STEPS, "evaluations": 6, "precision": "float32", **training}),
+        training=tiny.training(**{"steps": STEPS, "evaluations": 6, "precision": "float32", "restarts": 0, **training}),
         shards=str(tiny.shards),
         shards_digest="shards",
         tokenizer=str(tiny.tokenizer / "tokenizer"),
@@ -64,7 +64,7 @@ def wait_for(condition, seconds: float = 60.0) -> None:
 
 def kill_at(run: Run, job: Job, step: int, kill) -> None:
     """Start a trainer, wait until it has done `step` steps, call `kill(torchrun, trainer)` and wait for both to be gone."""
-    process = start(run, job)
+    process = start(run)
     worker = trainer_of(process)
     wait_for(lambda: any(s >= step for s in steps_of(run)))
     kill(process, worker)
@@ -125,7 +125,7 @@ def test_an_orphaned_trainer_is_ended_before_the_next_one_starts(tiny, tmp_path,
     run, job = Run(tmp_path / "run"), job_of(tiny, steps=STEPS)
     run.folder.mkdir()
     run.write(job)
-    process = start(run, job)
+    process = start(run)
     worker = trainer_of(process)
     wait_for(lambda: len(steps_of(run)) > 3)
     process.send_signal(signal.SIGSTOP)  # a torchrun that does nothing any more
