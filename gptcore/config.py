@@ -193,6 +193,15 @@ class ModelConfig(Section):
     """Bias vectors in linear layers."""
     tied: bool = True
     """The head that predicts shares its matrix with the token embedding."""
+    embedding_norm: bool = False
+    """A norm between the embedding and the first block (Le Scao et al. 2022): a small embedding would drown in what the blocks
+    add. Not a part of the Qwen3 layout."""
+    value_embeddings: bool = False
+    """A table per block, whose row of a token is added to what attention reads of it (modded-nanogpt, 2024):
+    weights that cost no products. Not a part of the Qwen3 layout."""
+    smear: bool = False
+    """Add the embedding of the token before, times a gate that reads the token's own (modded-nanogpt, 2025). Not a part of the
+    Qwen3 layout."""
     dropout: Share = 0.0
     """Share of activations dropped while training (embeddings and residual branches)."""
 

@@ -32,8 +32,15 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = torch.float32
         self.embedding = nn.Embedding(vocab_size, config.width, device=device)
+        self.embedding_norm = Norm(config, config.width, device) if config.embedding_norm else None
+        self.smear = Linear(config.width, 1, bias=False, device=device) if config.smear else None
         self.positions = nn.Embedding(config.context, config.width, device=device) if config.positions == "learned" else None
         self.spans = nn.Embedding(config.context + 1, config.width, device=device) if config.objective == "prefix" else None
+        # Beside the blocks and not in them: these are tables, which no optimizer may take for matrices.
+        tables = config.layers if config.value_embeddings else 0
+        self.values = nn.ModuleList(
+            nn.Embedding(vocab_size, config.key_value_heads * config.size_of_head, device=device) for _ in range(tables)
+        )
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
         self.norm = Norm(config, config.width, device)
         self.head = None if config.tied else Linear(config.width, vocab_size, bias=False, device=device)
@@ -50,7 +57,10 @@ class GPT(nn.Module):
         place = layout.places  # (T) or (B, T)
         if place is None:
             place = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.embedding(tokens)  # (B, T, D)
+        x = self._embed(tokens)  # (B, T, D)
+        if self.smear is not None:
+            before = torch.cat((self._embed(_before(tokens, cache)), x[:, :-1]), 1)  # (B, T, D)
+            x = x + self.smear(x).sigmoid() * before * (place > 0).unsqueeze(-1)  # nothing stands before a text
         if self.positions is not None:
             x = x + self.positions(place)
         elif config.positions == "sinusoidal":
@@ -60,11 +70,18 @@ class GPT(nn.Module):
         x = F.dropout(x.to(self.compute_dtype), config.dropout, self.training)
         rotation = rotary(place, config.size_of_head, config.rope_theta) if config.positions == "rotary" else None
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation, layout.mask, None if cache is None else cache.layers[index])
+            value = self.values[index](tokens).to(x.dtype) if config.value_embeddings else None  # (B, T, G K)
+            x = block(x, rotation, layout.mask, None if cache is None else cache.layers[index], value)
         if cache is not None:
+            cache.tokens[:, cache.length : cache.length + tokens.shape[1]] = tokens
             cache.length += tokens.shape[1]
         hidden: Tensor = self.norm(x)
         return hidden
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) -> their embeddings (B, T, D), normed where the settings say so."""
+        x: Tensor = self.embedding(tokens)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (…, D) -> (…, V)."""
@@ -98,6 +115,8 @@ class GPT(nn.Module):
             return 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
         if name.startswith(("embedding", "positions", "spans", "head")):
             return 0.02
+        if name.startswith(("smear", "values")):
+            return 0.0  # a gate that is half open, and tables that say nothing yet
         return (1.0 / math.sqrt(2 * self.config.layers) if residual else 1.0) * 0.5 / math.sqrt(weight.shape[1])
 
 
@@ -118,9 +137,11 @@ class Block(nn.Module):
         rotation: "Rotation | None" = None,
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
+        value: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + F.dropout(self.attention(self.attention_norm(x), rotation, mask, cache), self.dropout, self.training)
+        """(B, T, D) -> (B, T, D). `value` as in `Attention`."""
+        mixed = self.attention(self.attention_norm(x), rotation, mask, cache, value)
+        x = x + F.dropout(mixed, self.dropout, self.training)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), self.dropout, self.training)
 
 
@@ -147,13 +168,15 @@ class Attention(nn.Module):
         rotation: "Rotation | None" = None,
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
+        value: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D). `mask` (B or 1, 1, T, S) of True where a query may look replaces the rule of the model: up to
-        its own place, or with the masked objective everywhere."""
+        its own place, or with the masked objective everywhere. `value` (B, T, G K) is added to the values."""
         batch, length, _ = x.shape
         q = self.query(x).view(batch, length, self.heads, self.size)  # (B, T, H, K)
         k = self.key(x).view(batch, length, self.groups, self.size)  # (B, T, G, K)
-        v = self.value(x).view(batch, length, self.groups, self.size).transpose(1, 2)  # (B, G, T, K)
+        v = self.value(x) if value is None else self.value(x) + value  # (B, T, G K)
+        v = v.view(batch, length, self.groups, self.size).transpose(1, 2)  # (B, G, T, K)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, K), (B, G, T, K)
@@ -367,6 +390,7 @@ class Cache:
             return torch.empty(shape, dtype=model.compute_dtype, device=device)
 
         self.layers = [LayerCache(empty(), empty()) for _ in range(config.layers)]
+        self.tokens = torch.empty((batch, room), dtype=torch.int64, device=device)  # what was read so far
         self.padding = padding  # (B) of int64: how many tokens on the left are padding; None when there are none
         self.length, self.prompt = 0, 0
         self.infills = config.objective == "prefix"
@@ -404,3 +428,8 @@ class Cache:
             return mask
         # A padding token looks at itself, so that no softmax is empty; nobody reads what comes out.
         return (mask & (seen >= self.padding.view(-1, 1, 1, 1))) | (seen == place.unsqueeze(-1))
+
+
+def _before(tokens: Tensor, cache: Cache | None) -> Tensor:
+    """The token (B, 1) before tokens (B, T); an arbitrary one where there is none."""
+    return tokens[:, :1] if cache is None or cache.length == 0 else cache.tokens[:, cache.length - 1 : cache.length]
