@@ -47,6 +47,12 @@ def test_on_and_off_mean_what_yaml_makes_of_them(config, word, meant):
     assert config(f"training.compile={word}").training.compile == meant
 
 
+@pytest.mark.parametrize("settings", [["processes=17"], ["processes=3"], ["nodes=2", "processes=3"], ["nodes=32"]])
+def test_every_trainer_process_has_as_many_rows_or_it_is_said_before_any_work(config, settings):
+    text = problems(config, *(f"training.{setting}" for setting in settings))
+    assert "process(es) each do not divide batch (16): change one of them, so that every process has as many rows" in text
+
+
 def test_every_problem_is_named_at_once(config):
     text = problems(config, "training.stepps=3", "model.heads=5", "split.valid=2", "nonsense=1")
     assert "4 problem(s)" in text

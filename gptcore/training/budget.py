@@ -93,23 +93,28 @@ def adapt(answers: Resolved, training: TrainingConfig, too_much: int | None) -> 
     if too_much == 1:
         raise TrainingError(ONE_IS_TOO_MUCH)
     changes = []
-    placed = {"nodes": training.nodes, "processes": training.processes, "threads": threads_for(training)}
-    if (answers.nodes, answers.processes) == (training.nodes, training.processes) and training.threads is None:
-        placed["threads"] = answers.threads  # of a machine with other cores, maybe: equal bits come first
-    if placed != {name: getattr(answers, name) for name in placed}:
-        before, now = (
-            f"{one['nodes']} node(s) x {one['processes']} process(es) x {one['threads']} thread(s)"
-            for one in (answers.model_dump(), placed)
-        )
-        changes.append(Change("adapted", f"goes on with {now}, was {before}"))
-    size = min(training.batch // training.world, training.micro_batch or answers.micro_batch, answers.micro_batch)
+    moved = (answers.nodes, answers.processes) != (training.nodes, training.processes)
+    # Unset, the threads of a machine with other cores, maybe: equal bits come first.
+    threads = threads_for(training) if moved or training.threads is not None else answers.threads
+    rows = training.batch // training.world
+    size = min(rows, training.micro_batch or answers.micro_batch, answers.micro_batch)
+    placed = {"nodes": training.nodes, "processes": training.processes, "threads": threads, "micro_batch": size}
+    adapted = answers.model_copy(update=placed)
+    if adapted != answers:
+        changes.append(Change("adapted", f"goes on with {_placed(adapted)}; it was {_placed(answers)}"))
     if too_much is not None and size > too_much // 2:
-        size = too_much // 2
-        text = f"memory ran out with {too_much} sequences at a time: from here on {size}, in a step {training.batch} as before"
+        half = too_much // 2
+        adapted = adapted.model_copy(update={"micro_batch": half})
+        text = f"memory ran out with {too_much} sequences at a time: {half} from here on, in a step {training.batch} as before"
         changes.append(Change("memory", text))
-    elif size != answers.micro_batch:
-        changes.append(Change("adapted", f"computes {size} sequences at a time, was {answers.micro_batch}"))
-    return answers.model_copy(update={**placed, "micro_batch": size}), changes
+    return adapted, changes
+
+
+def _placed(answers: Resolved) -> str:
+    return (
+        f"{answers.nodes} node(s) x {answers.processes} process(es) x {answers.threads} thread(s), "
+        f"{answers.micro_batch} sequences at a time"
+    )
 
 
 def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:

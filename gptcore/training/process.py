@@ -248,6 +248,8 @@ def main(folder: Path) -> None:
     die_with_parent()
     threads = training.threads or max(1, len(os.sched_getaffinity(0)) // training.processes)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else torchrun sets 1 for several processes; the trainer itself sets its own
+    # A store of its own for every start: in a shared one a restarted gloo reads the addresses of those that died.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     arguments = [f"--nnodes={training.nodes}", f"--nproc-per-node={training.processes}", f"--max-restarts={training.restarts}"]
     arguments += ["--rdzv-backend=c10d", f"--rdzv-endpoint={address}", f"--rdzv-id={folder.name}", "--monitor-interval=0.1"]
     if training.nodes > 1:

@@ -107,7 +107,7 @@ def test_kill_9_of_whoever_started_it_leaves_no_process_and_saves(tiny, tmp_path
 
 @pytest.mark.slow
 def test_a_stopped_training_says_so_and_goes_on_later(tiny, tmp_path, undisturbed):
-    run, job = Run(tmp_path / "run"), job_of(tiny)
+    run, job = Run(tmp_path / "run"), job_of(tiny, restarts=2)
 
     def interrupt_soon():
         wait_for(lambda: len(steps_of(run)) > 10)
@@ -122,7 +122,7 @@ def test_a_stopped_training_says_so_and_goes_on_later(tiny, tmp_path, undisturbe
 
 @pytest.mark.slow
 def test_an_orphaned_trainer_is_ended_before_the_next_one_starts(tiny, tmp_path, undisturbed):
-    run, job = Run(tmp_path / "run"), job_of(tiny, steps=STEPS)
+    run, job = Run(tmp_path / "run"), job_of(tiny, steps=STEPS, restarts=2)
     run.folder.mkdir()
     run.write(job)
     process = start(run)
@@ -179,7 +179,7 @@ def test_a_full_disk_during_a_save_is_one_clear_error_and_keeps_what_was_there(t
 
 
 def test_a_checkpoint_of_other_shards_or_another_tokenizer_is_refused(tiny, tmp_path):
-    run, job = Run(tmp_path / "run"), job_of(tiny, steps=4, evaluations=1)
+    run, job = Run(tmp_path / "run"), job_of(tiny, steps=4, evaluations=1, restarts=2)
     train(run, job)
     with pytest.raises(TrainingError, match="belongs to another shards than this run"):
         train(run, job.model_copy(update={"shards_digest": "others"}))
@@ -189,6 +189,8 @@ def test_a_checkpoint_of_other_shards_or_another_tokenizer_is_refused(tiny, tmp_
     manifest.write_text(json.dumps(values))
     with pytest.raises(TrainingError, match="belongs to another tokenizer than this run"):
         train(run, job)
+    ended = [attempt.ended for attempt in read_attempts(run.attempts)]
+    assert ended == ["finished", "failed", "failed"], "who told why it ends is not started again"
 
 
 def test_a_trainer_that_dies_is_reported_with_what_is_kept(tiny, tmp_path):
