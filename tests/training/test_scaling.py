@@ -9,6 +9,7 @@ import torch
 from gptcore.artifacts import sha256_file
 from gptcore.config import ModelConfig, OptimizerConfig
 from gptcore.model import GPT
+from gptcore.model.inputs import Inputs
 from gptcore.model.loss import mean_loss
 from gptcore.training import scaling
 from gptcore.training.attempts import Recorder
@@ -94,7 +95,9 @@ def test_a_skipped_step_leaves_weights_and_moments_alone_until_the_scale_ran_out
 
     norms = []
     while not norms or norms[-1] == 0.0:
-        norms.append(float(update(model, overflowing, optimizers, [(tokens, tokens)], 8.0, share=1, clip_to=1, scale=scale)[1]))
+        norms.append(
+            float(update(model, overflowing, optimizers, [Inputs(tokens, tokens)], 8.0, share=1, clip_to=1, scale=scale)[1])
+        )
     assert len(norms) == 17, "2**16 can be halved 16 times"
     assert scale.ran_out
     assert optimizers.state() == {}
