@@ -338,8 +338,8 @@ class TrainingConfig(Section):
     """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source
     out. Validation reads all of them. Of the base only, not of its rounds or of tasks. Unset: of each as much as there is."""
     micro_batch: Count | None = None
-    """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens. Halved where memory
-    runs out. Changes the result by rounding only, with dropout by what is dropped: in no fingerprint."""
+    """Sequences in one forward and backward pass per process. Unset: as many as 8,192 tokens hold. Halved where memory runs
+    out. Changes the result by rounding only, with dropout by what is dropped: in no fingerprint."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
     masking: MaskingConfig = MaskingConfig()

@@ -141,13 +141,17 @@ def _continuations(predictor: Predictor, test: pandas.DataFrame, config: Evaluat
 
 
 def _fillings(predictor: Predictor, test: pandas.DataFrame, config: EvaluationConfig) -> list[dict[str, str]]:
-    """Prompts, or beginnings of test documents with every fifth word hidden, and what a masked model makes of them."""
-    hidden = [
-        " ".join(MASK if number % _HIDDEN == _HIDDEN - 1 else word for number, word in enumerate(text.split(" ")))
-        for text in _beginnings(test, config)
-    ]
-    prompts = list(config.prompts) or [text for text in hidden if MASK in text]
+    """What a masked model makes of the prompts that hide something, or of beginnings of test documents."""
+    prompts = [prompt for prompt in config.prompts if MASK in prompt]
+    prompts = prompts or [hidden for text in _beginnings(test, config) if MASK in (hidden := _hidden(text))]
     return [{"prompt": prompt, "likeliest": filled} for prompt, filled in zip(prompts, predictor.predict(prompts), strict=True)]
+
+
+def _hidden(text: str) -> str:
+    """A text with every fifth word hidden, or every fifth character where its script has no spaces."""
+    between = " " if text.count(" ") >= _HIDDEN else ""
+    parts = text.split(between) if between else list(text)
+    return between.join(MASK if number % _HIDDEN == _HIDDEN - 1 else part for number, part in enumerate(parts))
 
 
 def _beginnings(test: pandas.DataFrame, config: EvaluationConfig) -> list[str]:

@@ -9,11 +9,12 @@ from gptcore.config import EvaluationConfig
 from gptcore.corpus import read_split
 from gptcore.errors import CorpusError
 from gptcore.evaluation import compare_evaluations, headline, read_results
-from gptcore.evaluation.base import evaluate_base, score_documents
+from gptcore.evaluation.base import _hidden, evaluate_base, score_documents
 from gptcore.evaluation.intervals import ratio_interval
 from gptcore.evaluation.likelihood import stream_nats
 from gptcore.evaluation.results import headline_sentence
 from gptcore.evaluation.xz import xz_bits_per_byte
+from gptcore.inference.predictor import MASK
 from gptcore.model import GPT, load_model
 from gptcore.tokens.objectives import Symbols
 
@@ -130,3 +131,28 @@ def test_an_empty_test_split_is_one_clear_sentence(model_of, tiny, copy_of, tmp_
     pandas.read_parquet(path).iloc[:0].to_parquet(path)
     with pytest.raises(CorpusError, match=r"test split of .* is empty"):
         evaluate_base(tmp_path, model_of(), corpus, EvaluationConfig())
+
+
+@pytest.mark.parametrize("objective", ["masked", "prefix"])
+def test_a_base_of_another_objective_is_measured_and_has_a_page(model_of, tiny, tmp_path, objective):
+    config = EvaluationConfig(resamples=20, samples=2, prompts=("The array",))
+    numbers = evaluate_base(tmp_path, model_of(objective=objective), tiny.corpus, config)
+    results, masked = read_results(tmp_path), objective == "masked"
+    assert headline(results)[0] == ("masked_bits_per_byte" if masked else "bits_per_byte")
+    assert ("xz_bits_per_byte" in numbers) == (not masked)
+    assert headline_sentence(results) in (tmp_path / "report" / "results.md").read_text(encoding="utf-8")
+    samples = results["samples"]
+    assert samples
+    if masked:  # the prompt hides nothing, so beginnings of documents are shown
+        assert all(MASK in sample["prompt"] and MASK not in sample["likeliest"] for sample in samples)
+    else:
+        assert [sample["prompt"] for sample in samples] == ["The array"]
+
+
+@pytest.mark.parametrize(("text", "hidden"), [
+    ("one two three four five six seven", "one two three four <|mask|> six seven"),
+    ("话说天下大势分久必合", "话说天下<|mask|>势分久必<|mask|>"),
+    ("滚", "滚"),
+])  # fmt: skip
+def test_every_fifth_word_or_character_is_hidden(text, hidden):
+    assert _hidden(text) == hidden
