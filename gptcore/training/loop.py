@@ -44,8 +44,9 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
     _resume(trainer, changes)
     if rank.first:
         rank.wait()  # whatever it set aside is out of the way of the others
-    resolved, clock = trainer.resolved, _SaveClock(trainer.job.training.checkpoint_seconds)
-    meter = _Meter(trainer, max(1, resolved.steps // _LINES))
+    resolved, aside = trainer.resolved, _Aside()
+    clock = _SaveClock(trainer.job.training.checkpoint_seconds)
+    meter = _Meter(trainer, max(1, resolved.steps // _LINES), aside)
     recorder.begin(trainer.step, resolved.tokens_per_step, resolved.device_name)
     folder = run.profile if trainer.job.training.profile and rank.first else None
     with profiled(folder, trainer.device.type == "cuda") as profiled_step:
@@ -56,7 +57,8 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
             recorder.step = trainer.step
             profiled_step()
             if meter.add(loss, norm):
-                recorder.note()
+                with aside:
+                    recorder.note()
             due = trainer.step % resolved.evaluate_every == 0 or trainer.step == resolved.steps
             stopping = rank.any(stop_asked())
             saving = due or stopping or rank.any(rank.first and clock.due())
@@ -65,8 +67,9 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
                 meter.begin()
                 continue
             if saving:
-                recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
-                saved = clock.timed(trainer.save)
+                with aside:
+                    recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
+                    saved = clock.timed(trainer.save)
                 if rank.first and due and not stopping:
                     _measure(trainer, saved)
                 meter.skip_time()
@@ -74,7 +77,7 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
                 journal.event(trainer.step, "stopped", f"stopped and saved at step {trainer.step} of {resolved.steps}")
                 return False
     if rank.first:
-        _finish(trainer)
+        _finish(trainer, aside)
     return True
 
 
@@ -160,7 +163,7 @@ def _go_back(trainer: Trainer, trouble: Trouble) -> None:
     )  # fmt: skip
 
 
-def _finish(trainer: Trainer) -> None:
+def _finish(trainer: Trainer, aside: "_Aside") -> None:
     """Write the model folder, whole or not at all."""
     if trainer.job.training.patience is not None and trainer.step < trainer.resolved.steps:
         best = checkpoint.best(trainer.run.checkpoints)
@@ -174,7 +177,26 @@ def _finish(trainer: Trainer) -> None:
         save_model(partial, trainer.model, Path(trainer.job.tokenizer), trainer.job.task)
     shutil.rmtree(trainer.run.model, ignore_errors=True)
     partial.rename(trainer.run.model)
-    trainer.journal.event(trainer.step, "finished", f"finished {trainer.step} steps")
+    text = f"finished {trainer.step} steps; saves and records took {aside.share:.2%} of the time"
+    trainer.journal.event(trainer.step, "finished", text, seconds_aside=round(aside.seconds, 3))
+
+
+class _Aside:
+    """Seconds of this process that went into saves and records and not into training."""
+
+    def __init__(self) -> None:
+        self.seconds, self.began = 0.0, time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.entered = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self.entered
+
+    @property
+    def share(self) -> float:
+        """Of the time since the loop began."""
+        return self.seconds / (time.perf_counter() - self.began)
 
 
 class _SaveClock:
@@ -197,8 +219,8 @@ class _SaveClock:
 class _Meter:
     """Means of loss, gradient norm and speed over a few steps, written to the journal."""
 
-    def __init__(self, trainer: Trainer, every: int) -> None:
-        self.trainer, self.every = trainer, every
+    def __init__(self, trainer: Trainer, every: int, aside: _Aside) -> None:
+        self.trainer, self.every, self.aside = trainer, every, aside
         self.begin()
 
     def begin(self) -> None:
@@ -228,6 +250,7 @@ class _Meter:
         }
         if trainer.scale is not None:
             values["loss_scale"] = trainer.scale.value
-        trainer.journal.metrics(trainer.step, values)
+        with self.aside:
+            trainer.journal.metrics(trainer.step, values)
         self.begin()
         return True

@@ -74,6 +74,15 @@ def test_the_same_job_gives_the_same_bits(tiny, tmp_path, undisturbed):
     assert train(Run(tmp_path / "run"), job_of(tiny)) == undisturbed
 
 
+def test_the_end_tells_how_long_saves_and_records_took(tiny, tmp_path):
+    run = Run(tmp_path / "run")
+    train(run, job_of(tiny))
+    end = read_journal(run.journal)[-1]
+    [attempt] = read_attempts(run.attempts)
+    assert 0.0 < end["seconds_aside"] < attempt.seconds
+    assert "saves and records took" in end["text"]
+
+
 @pytest.mark.slow
 def test_kill_9_of_the_trainer_at_three_moments_changes_no_bit(tiny, tmp_path, undisturbed):
     run, job = Run(tmp_path / "run"), job_of(tiny)
