@@ -345,7 +345,7 @@ class TrainingConfig(Section):
     """Optimizer steps."""
     tokens: Count | None = None
     """Training tokens, padding left out; rounded up to whole steps."""
-    batch: Count = 16
+    batch: Count = 8
     """Sequences in one optimizer step, over all micro-batches and processes."""
     mixture: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source

@@ -50,7 +50,7 @@ def test_on_and_off_mean_what_yaml_makes_of_them(config, word, meant):
 @pytest.mark.parametrize("settings", [["processes=17"], ["processes=3"], ["nodes=2", "processes=3"], ["nodes=32"]])
 def test_every_trainer_process_has_as_many_rows_or_it_is_said_before_any_work(config, settings):
     text = problems(config, *(f"training.{setting}" for setting in settings))
-    assert "process(es) each do not divide batch (16): change one of them, so that every process has as many rows" in text
+    assert "process(es) each do not divide batch (8): change one of them, so that every process has as many rows" in text
 
 
 def test_every_problem_is_named_at_once(config):
