@@ -65,7 +65,8 @@ class FinishedBase:
 def read_base(called: str, folder: Path, home: Path) -> FinishedBase:
     """The finished base in the model folder `folder`; sha256s are remembered in `<home>/cache`.
 
-    Raises `ArtifactError` where something is missing or cannot be read, and `SettingsError` for a model with a task.
+    Raises `ArtifactError` for settings that cannot be read, `SourceError` for another file, `SettingsError` for a model with a
+    task.
     """
     try:
         settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
