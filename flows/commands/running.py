@@ -52,16 +52,18 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say for every stage whether a run would reuse or build it, and why."""
-    from flows.chain import Chain
+    from flows.operations.server import set_default_environment
     from flows.session import OPTIONS, Options, plan_run
+    from flows.start import open_chain
     from flows.tables import plan_table
     from flows.terminal import Terminal
 
     settings = read_settings(config, text, overrides)
     check_stages(settings, rebuild or [])
+    set_default_environment()
     OPTIONS.set(Options(rebuild=frozenset(rebuild or [])))
     planned = plan_run()
-    Chain(planned, settings).promote()
+    open_chain(planned, settings).promote()
     if as_json:
         print(json.dumps({stage: vars(decision) for stage, decision in planned.decisions.items()}, ensure_ascii=False))
     else:
