@@ -48,6 +48,7 @@ def continue_base(
     run: Run, name: str, model: ModelConfig, training: TrainingConfig, parent: Artifact, shards: Artifact, tokenizer: Artifact
 ) -> Artifact:
     """The finished base `parent`, whose shape and tokenizer these are, trained on. `tokenizer` lies in its model folder."""
+    training = training.suited(model.width)
     settings = {"model": model.model_dump(mode="json"), "training": training_settings(training)}
     inputs = {parent.stage: parent.digest, shards.stage: shards.digest, "tokenizer": tokenizer.digest}
     job = Job(
