@@ -300,7 +300,8 @@ class TrainingConfig(Section):
     batch: Count = 16
     """Sequences in one optimizer step, over all micro-batches and processes."""
     micro_batch: Count | None = None
-    """Sequences in one forward and backward pass per process. Unset: as many as fit, at most 8,192 tokens."""
+    """Sequences in one forward and backward pass per process. Unset: as many as fit into memory, as it is predicted; at most
+    8,192 tokens on a CPU and 65,536 on a card, beyond which larger is not faster."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -475,6 +476,15 @@ class PipelineConfig(Section):
     """What the machine and its electricity cost."""
     continual: ContinualConfig = ContinualConfig()
     """How `gptcore continual` trains the champion on with new text."""
+
+    @model_validator(mode="after")
+    def _context_fits_a_shard(self) -> Self:
+        if self.model.context > self.shards.tokens_per_shard:
+            raise ValueError(
+                f"model.context ({self.model.context}) is longer than shards.tokens_per_shard "
+                f"({self.shards.tokens_per_shard}); lower one or raise the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tasks_have_different_names(self) -> Self:

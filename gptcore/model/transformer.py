@@ -133,6 +133,7 @@ class Attention(nn.Module):
         self.output = Linear(self.heads * self.size, config.width, bias=config.biases, device=device)
         self.query_norm = Norm(config, self.size, device) if config.qk_norm else None
         self.key_norm = Norm(config, self.size, device) if config.qk_norm else None
+        self.attend = attend
 
     def forward(
         self,
@@ -153,7 +154,7 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, K)
-        out = attend(q, k, v, mask)  # (B, H, T, K)
+        out = self.attend(q, k, v, mask)  # (B, H, T, K)
         projected: Tensor = self.output(out.transpose(1, 2).reshape(batch, length, -1))  # (B, T, D)
         return projected
 
@@ -163,14 +164,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     Without a mask it is causal and T == S.
     """
-    if q.device.type == "cpu" and mask is None and q.shape[2] <= 512:
-        return _attend_plainly(q, k, v)
+    if mask is None and is_plain(q.device.type, q.shape[2]):
+        return attend_plainly(q, k, v)
     grouped = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The equation as it stands. On CPUs and short contexts faster, forward and backward, than the fused kernel."""
+def is_plain(device: str, length: int) -> bool:
+    """Whether the equation as it stands is faster, forward and backward, than the fused kernel: on CPUs, with few tokens."""
+    return device == "cpu" and length <= 512
+
+
+def attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The equation as it stands, causal."""
     batch, heads, length, size = q.shape
     if k.shape[1] != heads:
         k = k.repeat_interleave(heads // k.shape[1], dim=1)

@@ -92,5 +92,6 @@ def _describe(trainer: Trainer) -> str:
     weights = sum(weight.numel() for weight in trainer.model.parameters())
     return (
         f"{weights / 1e6:.1f} M parameters, {resolved.steps} steps of {resolved.tokens_per_step:.0f} tokens, "
-        f"{resolved.precision} on {resolved.device_name}, {resolved.threads} thread(s); {resolved.compile_reason}"
+        f"{resolved.precision} on {resolved.device_name}, {resolved.threads} thread(s), about {resolved.memory_mb} MB with "
+        f"micro-batches of {resolved.micro_batch}; {resolved.compile_reason}"
     )

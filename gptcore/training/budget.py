@@ -11,14 +11,19 @@ from pathlib import Path
 
 import torch
 
-from gptcore.config import TrainingConfig
+from gptcore.config import ModelConfig, TrainingConfig
 from gptcore.errors import TrainingError
 from gptcore.model.folder import default_dtype, pick_device
+from gptcore.room import amount
 from gptcore.tokens.batches import Batches
 from gptcore.training.job import Resolved
+from gptcore.training.machine import free_memory
+from gptcore.training.memory import Footprint, Memory
 
-_TOKENS_AT_ONCE = 8192
-"""Largest micro-batch in tokens, so that the logits of 8,192 pieces stay below 300 MB."""
+TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 65_536}
+"""Largest micro-batch in tokens: more are not faster."""
+ROOM = 0.9
+"""Share of the free memory that a training may be predicted to take."""
 _EVALUATION_SHARE = 0.1
 _WORTH_A_TRY = {"cpu": 1200.0, "cuda": 180.0}
 """Seconds of training from which both ways are tried: compiling the quickstart's model took 20 s on two cores, 2 % of that."""
@@ -26,8 +31,11 @@ _GAIN = 0.98
 """A compiled step has to take at most this share of an eager one."""
 
 
-def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolved:
-    """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0."""
+def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batches: Batches) -> Resolved:
+    """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0.
+
+    Raises `TrainingError` when the processes do not divide the batch or not one sequence fits into memory.
+    """
     device = pick_device(training.device)
     dtype = {"auto": default_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}[training.precision]
     cores = len(os.sched_getaffinity(0))
@@ -37,13 +45,14 @@ def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolve
             "so that every process has as many rows"
         )
     rows = training.batch // training.processes
+    micro_batch, memory = _fit(training, model, vocabulary, rows, device, dtype)
     steps = training.steps or 0
     if training.tokens is not None:
         steps = math.ceil(training.tokens / batches.tokens_per_step)
     return Resolved(
         steps=steps,
         batch=training.batch,
-        micro_batch=min(rows, training.micro_batch or max(1, _TOKENS_AT_ONCE // context)),
+        micro_batch=micro_batch,
         processes=training.processes,
         threads=training.threads or max(1, cores // training.processes),
         device="cuda" if device.type == "cuda" else "cpu",
@@ -56,7 +65,32 @@ def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolve
         tokens_per_second=None,
         evaluate_every=0,
         torch=torch.__version__,
+        memory_mb=memory.total >> 20,
     )
+
+
+def _fit(
+    training: TrainingConfig, model: ModelConfig, vocabulary: int, rows: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int, Memory]:  # fmt: skip
+    """The micro-batch that was asked for, or else the largest that fits, and the memory it takes; `rows` are a step's."""
+    footprint = Footprint(model, vocabulary, training, device.type, dtype)
+    micro_batch = training.micro_batch and min(rows, training.micro_batch)
+    if micro_batch is None:
+        there = int(ROOM * free_memory(device, training.processes))
+        micro_batch = footprint.largest(most_rows(device.type, model.context, rows), rows, there)
+        if micro_batch == 0:
+            need = footprint.at(1, repeated=rows > 1).training
+            raise TrainingError(
+                f"training this model takes {amount(need)} of memory with one sequence of {model.context} tokens at a time "
+                f"and {amount(there)} are there for it: lower model.context, model.width or model.layers, free some memory, or "
+                "set training.micro_batch=1 to try it all the same"
+            )
+    return micro_batch, footprint.at(micro_batch, repeated=micro_batch < rows)
+
+
+def most_rows(device: str, context: int, rows: int) -> int:
+    """The largest micro-batch that is worth it, of a step with `rows` sequences."""
+    return min(rows, max(1, TOKENS_AT_ONCE[device] // context))
 
 
 def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:

@@ -55,7 +55,7 @@ class Trainer:
         self.batches, self.held_out = _open_data(self.job, self.tokenizer)
         answered = run.resolved()
         self.answered = answered is not None
-        self.resolved = answered or resolve(self.job.training, self.job.model.context, self.batches)
+        self.resolved = answered or resolve(self.job.training, self.job.model, self.tokenizer.vocabulary, self.batches)
         self.device = pick_device(self.resolved.device)
         torch.set_num_threads(self.resolved.threads)
         torch.set_float32_matmul_precision("high")
@@ -97,7 +97,7 @@ class Trainer:
         return {
             "shards": self.job.shards_digest,
             "tokenizer": self.tokenizer.digest,
-            "resolved.json": digest_of(self.resolved.model_dump()),
+            "resolved.json": digest_of(self.resolved.model_dump(exclude={"memory_mb"})),  # a prediction is no answer
         }
 
     def train_step(self, step: int) -> tuple[Tensor, Tensor]:
@@ -118,8 +118,12 @@ class Trainer:
 
     def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """This rank's rows of a global batch, in pieces that fit into memory, on the device."""
-        tokens = torch.from_numpy(batch.tokens[self.rank.number :: self.rank.world]).to(self.device, non_blocking=True)
-        labels = torch.from_numpy(batch.labels[self.rank.number :: self.rank.world]).to(self.device, non_blocking=True)
+        mine = slice(self.rank.number, None, self.rank.world)
+        return self._pieces(Batch(batch.tokens[mine], batch.labels[mine]))
+
+    def _pieces(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        tokens = torch.from_numpy(batch.tokens).to(self.device, non_blocking=True)
+        labels = torch.from_numpy(batch.labels).to(self.device, non_blocking=True)
         size = self.resolved.micro_batch
         return list(zip(torch.split(tokens, size), torch.split(labels, size), strict=True))
 
@@ -130,8 +134,8 @@ class Trainer:
         nats, labels_seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
         with self.published_weights():
             for batch in self.held_out.batches:
-                tokens, labels = (torch.from_numpy(part).to(self.device) for part in (batch.tokens, batch.labels))
-                nats += token_losses(self.model, tokens, labels).sum(dtype=torch.float64)
+                for tokens, labels in self._pieces(batch):
+                    nats += token_losses(self.model, tokens, labels).sum(dtype=torch.float64)
                 labels_seen += int((batch.labels != IGNORED).sum())
         self.model.train()
         values = {"valid/loss": float(nats) / max(1, labels_seen)}
