@@ -24,7 +24,8 @@ TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 65_536}
 """Largest micro-batch in tokens: more are not faster."""
 ROOM = 0.9
 """Share of the free memory that a training may be predicted to take."""
-_EVALUATION_SHARE = 0.1
+EVALUATION_SHARE = 0.1
+"""Most that evaluations may have of a budget in minutes."""
 _WORTH_A_TRY = {"cpu": 1200.0, "cuda": 180.0}
 """Seconds of training from which both ways are tried: compiling the quickstart's model took 20 s on two cores, 2 % of that."""
 _GAIN = 0.98
@@ -37,14 +38,9 @@ def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batch
     Raises `TrainingError` when the processes do not divide the batch or not one sequence fits into memory.
     """
     device = pick_device(training.device)
-    dtype = {"auto": default_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}[training.precision]
+    dtype = dtype_on(device, training)
     cores = len(os.sched_getaffinity(0))
-    if training.batch % training.processes:
-        raise TrainingError(
-            f"processes ({training.processes}) do not divide batch ({training.batch}): change one of them, "
-            "so that every process has as many rows"
-        )
-    rows = training.batch // training.processes
+    rows = rows_of_a_process(training)
     micro_batch, memory = _fit(training, model, vocabulary, rows, device, dtype)
     steps = training.steps or 0
     if training.tokens is not None:
@@ -56,7 +52,7 @@ def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batch
         processes=training.processes,
         threads=training.threads or max(1, cores // training.processes),
         device="cuda" if device.type == "cuda" else "cpu",
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         precision="bfloat16" if dtype == torch.bfloat16 else "float32",
         compiled=False,
         compile_reason="not asked for" if training.compile is False else "",
@@ -67,6 +63,21 @@ def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batch
         torch=torch.__version__,
         memory_mb=memory.total >> 20,
     )
+
+
+def dtype_on(device: torch.device, training: TrainingConfig) -> torch.dtype:
+    """What a training computes in."""
+    return {"auto": default_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}[training.precision]
+
+
+def rows_of_a_process(training: TrainingConfig) -> int:
+    """Sequences that one process has of a batch. Raises `TrainingError` when they do not all have as many."""
+    if training.batch % training.processes:
+        raise TrainingError(
+            f"processes ({training.processes}) do not divide batch ({training.batch}): change one of them, "
+            "so that every process has as many rows"
+        )
+    return training.batch // training.processes
 
 
 def _fit(
@@ -102,8 +113,8 @@ def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:
     missing = []
     if answers.device == "cuda" and not torch.cuda.is_available():
         missing.append(f"it was trained on {answers.device_name}, and torch sees no NVIDIA card here, so the CPU trains")
-        changed = {"device": "cpu", "device_name": _processor()}
-    elif (here := torch.cuda.get_device_name() if answers.device == "cuda" else _processor()) != answers.device_name:
+        changed = {"device": "cpu", "device_name": processor()}
+    elif (here := torch.cuda.get_device_name() if answers.device == "cuda" else processor()) != answers.device_name:
         missing.append(f"it was trained on {answers.device_name}, this is {here}")
         if answers.precision == "bfloat16" and default_dtype(torch.device(answers.device)) != torch.bfloat16:
             missing.append("it was trained in bfloat16, which this machine has to emulate")
@@ -145,7 +156,7 @@ def steps_in(seconds: float, step: float, evaluation: float, evaluations: int) -
 
     At most a tenth of the time goes to evaluations; where they are dearer, there are fewer of them.
     """
-    affordable = max(1, min(evaluations, int(_EVALUATION_SHARE * seconds / evaluation)))
+    affordable = max(1, min(evaluations, int(EVALUATION_SHARE * seconds / evaluation)))
     return max(1, int((seconds - affordable * evaluation) / step)), affordable
 
 
@@ -170,7 +181,8 @@ def _missing_toolchain(device: str) -> str | None:
     return None if header.exists() else "Python's headers are not installed (Debian: python3-dev)"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

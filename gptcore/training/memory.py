@@ -35,6 +35,10 @@ _HOLES = {"cpu": 0.45, "cuda": 0.1}
 0.7 (every tensor in pages of its own leaves none and takes a fifth longer). Assumed for torch's allocator on cards."""
 
 
+Peaks = tuple[int, ...]
+"""Bytes, one number per part of a step."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one trainer process, by what holds them."""
@@ -71,14 +75,14 @@ class Footprint:
         # With so many sequences there are as many logits as are ever held at once, and the rest grows evenly.
         self._even = max(1, -(-LOGITS_AT_ONCE // vocabulary // config.context))
         self._models: dict[int, GPT] = {}
-        self._counts: dict[tuple[int, int], int] = {}
-        self._update = _along(self._updated, config.layers, 1) if training.optimizer.algorithm == "muon" else 0
+        self._counts: dict[tuple[int, int], Peaks] = {}
+        self._update = max(_along(self._updated, config.layers, 1)) if training.optimizer.algorithm == "muon" else 0
 
     def at(self, rows: int, *, repeated: bool = False) -> Memory:
         """With micro-batches of `rows` sequences; `repeated`: a step has several, so gradients are there from the second on."""
         moment = max(
-            self._held(self.config.layers, rows) + (self._gradients if repeated else 0),  # where backward begins
-            self._held(1, rows) + self._gradients,  # where it ends
+            max(self._peaks(self.config.layers, rows)) + (self._gradients if repeated else 0),  # where backward begins
+            max(self._peaks(1, rows)[-2:]) + self._gradients,  # where it ends
             self._update + self._gradients,
         )
         return Memory(PROCESS[self.device], self._kept, moment, round(_HOLES[self.device] * moment))
@@ -91,21 +95,32 @@ class Footprint:
 
         return rows if need(rows) <= there else bisect.bisect_right(range(1, rows), there, key=need)
 
-    def _held(self, layers: int, rows: int) -> int:
-        """Most bytes that forward and backward hold, without gradients of weights."""
+    def _peaks(self, layers: int, rows: int) -> Peaks:
         return _along(lambda few: _along(lambda depth: self._counted(depth, few), layers, 1), rows, self._even)
 
-    def _counted(self, layers: int, rows: int) -> int:
+    def _counted(self, layers: int, rows: int) -> Peaks:
+        """Most bytes in every part of a step, without gradients of weights: blocks, head, and back through head, blocks, table.
+
+        Each part's lies on a line of its own; which of them is the highest depends on the size.
+        """
         if (layers, rows) not in self._counts:
             model, training = self._model(layers), self.training
             tokens = torch.zeros(rows, self.config.context, dtype=torch.long, device="meta")
             with _Live() as live:
+                hooks = [
+                    module.register_forward_hook(lambda _module, _inputs, out, forward=forward: live.watch(out, forward))
+                    for module, forward in ((model.norm, True), (model.embedding, False))
+                ]
                 loss = mean_loss(model, tokens, tokens, 1.0, smoothing=training.label_smoothing, z=training.z_loss)
+                live.mark()
                 loss.backward()  # type: ignore[no-untyped-call]
-            self._counts[layers, rows] = live.most + 2 * tokens.nbytes
+                live.mark()
+            for hook in hooks:
+                hook.remove()
+            self._counts[layers, rows] = tuple(peak + 2 * tokens.nbytes for peak in live.peaks)
         return self._counts[layers, rows]
 
-    def _updated(self, layers: int) -> int:
+    def _updated(self, layers: int) -> Peaks:
         """Most bytes that Muon holds for its moment. The others are fused and hold nothing."""
         matrices = block_matrices(self._model(layers))
         for weight in matrices:
@@ -114,9 +129,9 @@ class Footprint:
         optimizer.step()  # makes its state
         with _Live() as live:
             optimizer.step()
+            live.mark()
         optimizer.zero_grad()
-        most: int = live.most
-        return most
+        return tuple(live.peaks)
 
     def _model(self, layers: int) -> GPT:
         if layers not in self._models:
@@ -131,12 +146,12 @@ class Footprint:
         return self._models[layers]
 
 
-def _along(count: Callable[[int], int], size: int, first: int) -> int:
-    """`count(size)`; above twice `first`, what the line through `count(first)` and `count(2 first)` says."""
+def _along(count: Callable[[int], Peaks], size: int, first: int) -> Peaks:
+    """`count(size)`; above twice `first`, what the lines through `count(first)` and `count(2 first)` say."""
     if size <= 2 * first:
         return count(size)
-    low, high = count(first), count(2 * first)
-    return high + (size - 2 * first) * (high - low) // first
+    pairs = zip(count(first), count(2 * first), strict=True)
+    return tuple(high + (size - 2 * first) * (high - low) // first for low, high in pairs)
 
 
 def _forget(weight: Tensor) -> None:
@@ -159,13 +174,23 @@ def _attention_on(device: str) -> Callable[..., Tensor]:
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operations make, while they live."""
 
-    now: int
-    most: int
-
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self.peaks: list[int] = []
+        """Most bytes up to each mark, since the one before."""
+        self._now = self._most = 0
         self._known: set[int] = set()
+
+    def mark(self) -> None:
+        """A part of the step ends here."""
+        self.peaks.append(self._most)
+        self._most = self._now
+
+    def watch(self, out: Tensor, forward: bool) -> None:
+        """Mark when the gradient of `out` is there, and now, if `forward` ends a part, too."""
+        if forward:
+            self.mark()
+        out.register_hook(lambda _: self.mark())  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -179,10 +204,10 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._known:
             return
         self._known.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
+        self._now += size
+        self._most = max(self._most, self._now)
         weakref.finalize(storage, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self.now -= size
+        self._now -= size

@@ -1,0 +1,182 @@
+"""What a training would take, before anything is built: time, memory, energy and money, for shapes and for places to train.
+
+    seconds = tokens x FLOPs per token / (peak FLOP/s x utilisation)
+    energy  = board power x seconds
+
+Tokens hold the evaluations, which go forward only: a third of a training token each. The utilisation is an assumption (below);
+tokenizing, saving and fine-tuning are not counted.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from gptcore.cards import card
+from gptcore.config import ModelConfig, PipelineConfig, TrainingConfig
+from gptcore.cost import price
+from gptcore.model.folder import pick_device
+from gptcore.training.bench import flops_per_token
+from gptcore.training.budget import EVALUATION_SHARE, ROOM, dtype_on, most_rows, processor, rows_of_a_process
+from gptcore.training.machine import free_memory, matrix_speed
+from gptcore.training.memory import Footprint, Memory
+from gptcore.training.room import count_weights
+
+HERE = "here"
+UTILISATION = {"card": 0.35, "cuda": 0.5, "cpu": 0.75}
+"""Share of the peak that a training reaches. Of a card's data sheet: published runs on one card with models of 100 M parameters
+and more (nanoGPT on an A100: 0.35 to 0.4); smaller models reach less. Of this machine's own matrix product: on a card, where
+that reaches some 0.7 of the data sheet, as much again; on a CPU, what `gptcore bench train` measured."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one could train, with all its processes together."""
+
+    name: str
+    """As it was asked for."""
+    title: str
+    """In words."""
+    device: Literal["cpu", "cuda"]
+    dtype: torch.dtype
+    flops: float
+    """Peak of all, per second."""
+    utilisation: float
+    memory: int
+    """Bytes that one process may take."""
+    watts: float | None
+    """Of all; None where nothing tells it."""
+
+
+def places(names: Sequence[str], training: TrainingConfig, utilisation: float | None = None) -> list[Place]:
+    """Cards by name, and "here", which is measured for a second. Raises `SettingsError` for an unknown name."""
+    for name in names:
+        if name != HERE:
+            card(name)  # a mistake is told before anything is measured
+    return [_here(training, utilisation) if name == HERE else _card(name, training, utilisation) for name in names]
+
+
+def _card(name: str, training: TrainingConfig, utilisation: float | None) -> Place:
+    known, count = card(name), training.processes
+    wide = training.precision == "float32" or known.bfloat16 is None
+    tera = known.float32 if wide or known.bfloat16 is None else known.bfloat16
+    return Place(
+        name, name, "cuda", torch.float32 if wide else torch.bfloat16, count * tera * 1e12, utilisation or UTILISATION["card"],
+        int(known.memory * 2**30), count * known.watts,
+    )  # fmt: skip
+
+
+def _here(training: TrainingConfig, utilisation: float | None) -> Place:
+    device = pick_device(training.device)
+    dtype = dtype_on(device, training)
+    cuda = device.type == "cuda"
+    count = training.processes if cuda else 1  # processes share a CPU; each has a card
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads((training.threads or 0) * training.processes or len(os.sched_getaffinity(0)))
+    speed = matrix_speed(device, dtype)
+    return Place(
+        HERE, torch.cuda.get_device_name(device) if cuda else processor(), "cuda" if cuda else "cpu", dtype,
+        count * speed.flops, utilisation or UTILISATION[device.type],
+        free_memory(device, training.processes), speed.watts and count * speed.watts,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One shape in one place."""
+
+    shape: str
+    place: Place
+    parameters: int
+    flops_per_token: int
+    tokens: float
+    """Of training."""
+    seconds: float
+    micro_batch: int
+    """0 when not one sequence fits."""
+    memory: Memory
+    """With that micro-batch, or one sequence."""
+    money: float | None
+    """None without a price."""
+
+    @property
+    def joules(self) -> float | None:
+        """None where nobody knows the power."""
+        return None if self.place.watts is None else self.place.watts * self.seconds
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are too few."""
+        return 0 if self.micro_batch else self.memory.total - int(ROOM * self.place.memory)
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        place = self.place
+        return {
+            "shape": self.shape, "on": place.name, "device": place.title,
+            "parameters": self.parameters, "flops_per_token": self.flops_per_token,
+            "tokens": round(self.tokens), "seconds": round(self.seconds, 1), "tokens_per_second": self.speed,
+            "peak_tflops": round(place.flops / 1e12, 3), "mfu": place.utilisation,
+            "precision": str(place.dtype).removeprefix("torch."), "fits": self.micro_batch > 0,
+            "micro_batch": self.micro_batch or None, "memory_mb": self.memory.total >> 20,
+            "memory_there_mb": place.memory >> 20, "missing_mb": self.missing >> 20,
+            "kwh": None if self.joules is None else self.joules / 3.6e6, "money": self.money,
+        }  # fmt: skip
+
+    @property
+    def speed(self) -> float:
+        """Training tokens per second."""
+        return round(self.place.flops * self.place.utilisation / self.flops_per_token, 1)
+
+
+def forecasts(
+    config: PipelineConfig, shapes: Mapping[str, ModelConfig], there: Sequence[Place], per_hour: Mapping[str, float]
+) -> Iterator[Forecast]:
+    """Every shape in every place, with the vocabulary, the budget and the optimizer of `config`.
+
+    `per_hour`: price of a place for an hour by its name, before `config.cost`'s.
+    """
+    for name, model in shapes.items():
+        footprints: dict[tuple[str, torch.dtype], Footprint] = {}  # counted once for all cards alike
+        for place in there:
+            key = place.device, place.dtype
+            if key not in footprints:
+                footprints[key] = Footprint(model, config.tokenizer.vocabulary, config.training, *key)
+            yield _forecast(config, name, footprints[key], place, per_hour.get(place.name, config.cost.per_hour))
+
+
+def _forecast(
+    config: PipelineConfig, name: str, footprint: Footprint, place: Place, per_hour: float | None
+) -> Forecast:  # fmt: skip
+    model, vocabulary = footprint.config, footprint.vocabulary
+    flops = flops_per_token(model, vocabulary)
+    tokens, seconds = budget(config.training, model, place.flops * place.utilisation / flops)
+    joules = None if place.watts is None else place.watts * seconds
+    money = price(seconds, joules, config.cost.model_copy(update={"per_hour": per_hour}))
+    parameters = count_weights(model, vocabulary).total
+    return Forecast(name, place, parameters, flops, tokens, seconds, *_fit(footprint, place), money)
+
+
+def _fit(footprint: Footprint, place: Place) -> tuple[int, Memory]:
+    """The micro-batch, 0 when not even one sequence or the one that was asked for fits, and the memory that it takes."""
+    training, context = footprint.training, footprint.config.context
+    rows = rows_of_a_process(training)
+    there = int(ROOM * place.memory) - footprint.at(1).process
+    asked = training.micro_batch and min(rows, training.micro_batch)
+    micro_batch = footprint.largest(asked or most_rows(place.device, context, rows), rows, there)
+    if asked:
+        micro_batch = asked if micro_batch == asked else 0
+    shown = micro_batch or asked or 1
+    return micro_batch, footprint.at(shown, repeated=shown < rows)
+
+
+def budget(training: TrainingConfig, model: ModelConfig, speed: float) -> tuple[float, float]:
+    """Training tokens and seconds of a base's training, evaluations included, at `speed` training tokens per second."""
+    evaluations = training.evaluations * training.evaluation_tokens / 3 / speed
+    if training.minutes is not None:
+        seconds = training.minutes * 60
+        return speed * (seconds - min(evaluations, EVALUATION_SHARE * seconds)), seconds
+    tokens = training.tokens or (training.steps or 0) * training.batch * model.context
+    return tokens, tokens / speed + evaluations
