@@ -1,6 +1,6 @@
 """What a training would take, before anything is built: time, memory, energy and money, for shapes and for places to train.
 
-    seconds = tokens x FLOPs per token / (peak FLOP/s x utilisation)
+    seconds = (tokens x FLOPs per token + steps x FLOPs of Muon) / (peak FLOP/s x utilisation)
     energy  = board power x seconds
 
 Tokens hold the evaluations, which go forward only: a third of a training token each. The utilisation is an assumption (below);
@@ -17,18 +17,21 @@ import torch
 from gptcore.cards import card
 from gptcore.config import ModelConfig, PipelineConfig, TrainingConfig
 from gptcore.cost import price
+from gptcore.model import GPT
 from gptcore.model.folder import pick_device
 from gptcore.training.bench import flops_per_token
 from gptcore.training.budget import EVALUATION_SHARE, ROOM, dtype_on, most_rows, processor, rows_of_a_process
 from gptcore.training.machine import free_memory, matrix_speed
 from gptcore.training.memory import Footprint, Memory
+from gptcore.training.muon import orthogonal_flops
+from gptcore.training.optimizers import block_matrices
 from gptcore.training.room import count_weights
 
 HERE = "here"
 UTILISATION = {"card": 0.35, "cuda": 0.5, "cpu": 0.75}
 """Share of the peak that a training reaches. Of a card's data sheet: published runs on one card with models of 100 M parameters
 and more (nanoGPT on an A100: 0.35 to 0.4); smaller models reach less. Of this machine's own matrix product: on a card, where
-that reaches some 0.7 of the data sheet, as much again; on a CPU, what `gptcore bench train` measured."""
+that reaches some 0.7 of the data sheet, half; on a CPU what was measured, 0.75 at a width of 384 and 0.65 at 192."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Forecast:
     place: Place
     parameters: int
     flops_per_token: int
+    speed: float
+    """Training tokens per second."""
     tokens: float
     """Of training."""
     seconds: float
@@ -117,18 +122,13 @@ class Forecast:
         return {
             "shape": self.shape, "on": place.name, "device": place.title,
             "parameters": self.parameters, "flops_per_token": self.flops_per_token,
-            "tokens": round(self.tokens), "seconds": round(self.seconds, 1), "tokens_per_second": self.speed,
+            "tokens": round(self.tokens), "seconds": round(self.seconds, 1), "tokens_per_second": round(self.speed, 1),
             "peak_tflops": round(place.flops / 1e12, 3), "mfu": place.utilisation,
             "precision": str(place.dtype).removeprefix("torch."), "fits": self.micro_batch > 0,
             "micro_batch": self.micro_batch or None, "memory_mb": self.memory.total >> 20,
             "memory_there_mb": place.memory >> 20, "missing_mb": self.missing >> 20,
             "kwh": None if self.joules is None else self.joules / 3.6e6, "money": self.money,
         }  # fmt: skip
-
-    @property
-    def speed(self) -> float:
-        """Training tokens per second."""
-        return round(self.place.flops * self.place.utilisation / self.flops_per_token, 1)
 
 
 def forecasts(
@@ -150,13 +150,22 @@ def forecasts(
 def _forecast(
     config: PipelineConfig, name: str, footprint: Footprint, place: Place, per_hour: float | None
 ) -> Forecast:  # fmt: skip
-    model, vocabulary = footprint.config, footprint.vocabulary
-    flops = flops_per_token(model, vocabulary)
-    tokens, seconds = budget(config.training, model, place.flops * place.utilisation / flops)
+    model, vocabulary, training = footprint.config, footprint.vocabulary, config.training
+    flops, rate = flops_per_token(model, vocabulary), place.flops * place.utilisation
+    of_updates = training.processes * update_flops(model, vocabulary, training) / (training.batch * model.context)
+    speed = rate / (flops + of_updates)
+    tokens, seconds = budget(training, model, speed, 3 * rate / flops)
     joules = None if place.watts is None else place.watts * seconds
     money = price(seconds, joules, config.cost.model_copy(update={"per_hour": per_hour}))
     parameters = count_weights(model, vocabulary).total
-    return Forecast(name, place, parameters, flops, tokens, seconds, *_fit(footprint, place), money)
+    return Forecast(name, place, parameters, flops, speed, tokens, seconds, *_fit(footprint, place), money)
+
+
+def update_flops(model: ModelConfig, vocabulary: int, training: TrainingConfig) -> int:
+    """FLOPs of an optimizer step, which every process does for itself: of Muon's products; all else is little."""
+    if training.optimizer.algorithm != "muon":
+        return 0
+    return sum(orthogonal_flops(*weight.shape) for weight in block_matrices(GPT(model, vocabulary, device="meta")))
 
 
 def _fit(footprint: Footprint, place: Place) -> tuple[int, Memory]:
@@ -172,9 +181,12 @@ def _fit(footprint: Footprint, place: Place) -> tuple[int, Memory]:
     return micro_batch, footprint.at(shown, repeated=shown < rows)
 
 
-def budget(training: TrainingConfig, model: ModelConfig, speed: float) -> tuple[float, float]:
-    """Training tokens and seconds of a base's training, evaluations included, at `speed` training tokens per second."""
-    evaluations = training.evaluations * training.evaluation_tokens / 3 / speed
+def budget(training: TrainingConfig, model: ModelConfig, speed: float, forward: float) -> tuple[float, float]:
+    """Training tokens and seconds of a base's training with its evaluations.
+
+    `speed`: training tokens per second; `forward`: evaluation tokens.
+    """
+    evaluations = training.evaluations * training.evaluation_tokens / forward
     if training.minutes is not None:
         seconds = training.minutes * 60
         return speed * (seconds - min(evaluations, EVALUATION_SHARE * seconds)), seconds
