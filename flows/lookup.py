@@ -1,13 +1,12 @@
 """From what a person types to a folder: a registry name, an artifact, a checkpoint, the name of a stage."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcore.artifacts import MANIFEST, load_artifact, read_manifest, verify, write_json
+from gptcore.artifacts import MANIFEST, digest_of, load_artifact, read_manifest, verify, write_json
 from gptcore.errors import ArtifactError, ModelNotFoundError
 from gptcore.lineage import Lineage
 
@@ -117,22 +116,22 @@ def _from_checkpoint(checkpoint: Path, home: Path) -> Path:
     job_file = checkpoint.parent.parent / "job.json"
     if not job_file.is_file():
         raise ModelNotFoundError(f"{checkpoint} lies outside its run folder, whose job.json says what model it is")
-    from gptcore.training.checkpoint import verify as verify_checkpoint  # loads torch
+    from gptcore.training.checkpoint import extract_weights  # loads torch
+    from gptcore.training.checkpoint import verify as verify_checkpoint
 
-    verify_checkpoint(checkpoint)
+    found = verify_checkpoint(checkpoint)
     job: dict[str, Any] = json.loads(job_file.read_text(encoding="utf-8"))
     manifest = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
-    sha256 = str(manifest["files"]["model.safetensors"]["sha256"])
-    folder = home / "cache" / "checkpoints" / sha256[:16]
+    folder = home / "cache" / "checkpoints" / digest_of(manifest["files"])[:16]
     if not (folder / "model.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(job["tokenizer"], folder / "tokenizer")
-        os.link(checkpoint / "model.safetensors", folder / "model.safetensors")
+        extract_weights(found, folder / "model.safetensors")
         tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
         write_json(
             folder / "model.json",
             {
-                "model": job["model"], "vocabulary": tokenizer["vocabulary"], "tokenizer": manifest["identity"]["tokenizer"],
+                "model": job["model"], "vocabulary": tokenizer["vocabulary"], "tokenizer": found.identity["tokenizer"],
                 "task": job["task"],
             },
         )  # fmt: skip

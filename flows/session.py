@@ -13,6 +13,7 @@ from flows.operations.server import use_server
 from flows.operations.services import mlflow_pages
 from gptcore.artifacts import Store, home_folder
 from gptcore.config import PipelineConfig
+from gptcore.training.process import rendezvous
 from tasks.active import ActiveRun
 from tasks.progress import Logged, show_mlflow
 from tasks.run import Run, Silent, Watcher
@@ -54,6 +55,8 @@ def recorded(home: Path, name: str) -> Iterator[ActiveRun]:
 def open_run(config: PipelineConfig, place: Place = Place()) -> Iterator[Run]:
     """The run that tasks are handed, inside a Prefect flow. MLflow's parent run begins and ends with the block."""
     options = OPTIONS.get()
+    for training in (config.training, *(task.training for task in config.tasks)):
+        rendezvous(training)  # an address is no setting: it is looked for before the long work, too
     store = Store(home_folder())
     watcher = Logged(options.watcher)
     tracking = Tracking(store.home, config.name, watcher.say)

@@ -50,8 +50,8 @@ def _job(store: Store, config: PipelineConfig) -> Job:
     ]
     if not tokenizers:
         raise ArtifactError(f"the tokenizer of the shards {path} is gone: gptcore run makes it again")
-    # A checkpoint as often as possible: the more there are, the more moments a kill can hit.
-    training = config.training.model_copy(update={"checkpoint_seconds": 0.5, "evaluations": 20})
+    # A checkpoint as often as possible: the more there are, the more moments a kill can hit. A kill ends the run.
+    training = config.training.model_copy(update={"checkpoint_seconds": 0.5, "evaluations": 20, "restarts": 0})
     return Job(
         model=config.model, training=training, shards=str(path), shards_digest=shards["digest"],
         tokenizer=str(tokenizers[0] / "tokenizer"),

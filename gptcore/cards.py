@@ -2,7 +2,7 @@
 
 The numbers are those of NVIDIA's data sheets and, for GeForce cards, of its architecture whitepapers. They are dense: where a
 sheet prints "with sparsity", half of it stands here. Products add up in float32, which halves what GeForce cards print for
-float16. Cards before Ampere have no bfloat16; gptcore computes in float32 on them.
+float16. Cards before Ampere have no bfloat16; gptcore computes in float16 on them.
 """
 
 import difflib
@@ -16,14 +16,16 @@ class Card:
     """One card."""
 
     name: str
-    bfloat16: float | None
-    """TFLOP/s of products in bfloat16; None where the hardware has none."""
+    half: float
+    """TFLOP/s of products in bfloat16 and float16."""
     float32: float
     """TFLOP/s of products of float32 numbers: in TF32 from Ampere on."""
     memory: float
     """GiB."""
     watts: float
     """Of the board, at most."""
+    bfloat16: bool = True
+    """Whether it has that, and not float16 alone."""
 
 
 CARDS = {
@@ -39,9 +41,9 @@ CARDS = {
         Card("a10", 125.0, 62.5, 24.0, 150.0),  # A10 data sheet
         Card("l40s", 362.0, 183.0, 48.0, 350.0),  # L40S data sheet
         Card("l4", 121.0, 60.0, 24.0, 72.0),  # L4 data sheet
-        Card("v100", None, 15.7, 16.0, 300.0),  # V100 data sheet, SXM2
-        Card("v100-32gb", None, 15.7, 32.0, 300.0),  # V100 data sheet, SXM2
-        Card("t4", None, 8.1, 16.0, 70.0),  # T4 data sheet
+        Card("v100", 125.0, 15.7, 16.0, 300.0, bfloat16=False),  # V100 data sheet, SXM2
+        Card("v100-32gb", 125.0, 15.7, 32.0, 300.0, bfloat16=False),  # V100 data sheet, SXM2
+        Card("t4", 65.0, 8.1, 16.0, 70.0, bfloat16=False),  # T4 data sheet
         Card("rtx5090", 209.5, 104.8, 32.0, 575.0),  # RTX Blackwell whitepaper
         Card("rtx4090", 165.2, 82.6, 24.0, 450.0),  # Ada whitepaper
         Card("rtx3090", 71.0, 35.6, 24.0, 350.0),  # GA102 whitepaper

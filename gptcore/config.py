@@ -171,6 +171,12 @@ class ModelConfig(Section):
     """Inner width of the feed-forward network. Unset: 4 x width, for SwiGLU 8/3 x width rounded up to 64."""
     context: Count = 256
     """Tokens the model sees at once."""
+    objective: Literal["causal", "masked", "prefix"] = "causal"
+    """What it learns to predict, and so what a token may see. `causal`: the next token, from those before it. `masked`: hidden
+    tokens, from all around them (Devlin et al. 2019). `prefix`: hidden spans, one token after the other, from the text around
+    them, which sees all of itself (Du et al. 2022)."""
+    document_mask: bool = False
+    """A token sees only its own document, and positions begin anew with each; unset, a text is read as one stream."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm."""
     norm_epsilon: Positive = 1e-6
@@ -187,6 +193,15 @@ class ModelConfig(Section):
     """Bias vectors in linear layers."""
     tied: bool = True
     """The head that predicts shares its matrix with the token embedding."""
+    embedding_norm: bool = False
+    """A norm between the embedding and the first block (Le Scao et al. 2022): a small embedding would drown in what the blocks
+    add. Not a part of the Qwen3 layout."""
+    value_embeddings: bool = False
+    """A table per block, whose row of a token is added to what attention reads of it (modded-nanogpt, 2024):
+    weights that cost no products. Not a part of the Qwen3 layout."""
+    smear: bool = False
+    """Add the embedding of the token before, times a gate that reads the token's own (modded-nanogpt, 2025). Not a part of the
+    Qwen3 layout."""
     dropout: Share = 0.0
     """Share of activations dropped while training (embeddings and residual branches)."""
 
@@ -201,6 +216,10 @@ class ModelConfig(Section):
             problems.append(f"rotary positions need an even head size, this one is {self.size_of_head}")
         if self.positions == "sinusoidal" and self.width % 2:
             problems.append(f"sinusoidal positions need an even width, this one is {self.width}")
+        if self.objective == "prefix" and self.context < 8:
+            problems.append(
+                f"the prefix objective needs a context of 8 or more for a text and its span, this one is {self.context}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -214,6 +233,11 @@ class ModelConfig(Section):
     def size_of_head(self) -> int:
         """Size of one attention head."""
         return self.head_size or self.width // self.heads
+
+    @property
+    def row_context(self) -> int:
+        """Most tokens of a task's row; with the prefix objective two more hide and begin its answer."""
+        return self.context - 2 if self.objective == "prefix" else self.context
 
     @property
     def inner_width(self) -> int:
@@ -288,6 +312,17 @@ class OptimizerConfig(Section):
     """What is left of the peak rate at the last step."""
 
 
+class MaskingConfig(Section):
+    """What the masked and the prefix objective hide."""
+
+    share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.15
+    """Share of the tokens that are hidden; of the prefix objective's rows with short spans."""
+    anew: bool = True
+    """Hide others in every epoch (Liu et al. 2019); unset, always the same ones (Devlin et al. 2019)."""
+    short: Share = 0.5
+    """prefix: share of the rows in which short spans are hidden; in the others it is one long one, to the end of the text."""
+
+
 class TrainingConfig(Section):
     """One training run, of the base or of a task. Exactly one budget: minutes, steps or tokens."""
 
@@ -299,11 +334,17 @@ class TrainingConfig(Section):
     """Training tokens, padding left out; rounded up to whole steps."""
     batch: Count = 16
     """Sequences in one optimizer step, over all micro-batches and processes."""
+    mixture: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
+    """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source
+    out. Validation reads all of them. Of the base only, not of its rounds or of tasks. Unset: of each as much as there is."""
     micro_batch: Count | None = None
-    """Sequences in one forward and backward pass per process. Unset: as many as fit into memory, as it is predicted; at most
-    8,192 tokens on a CPU and 65,536 on a card, beyond which larger is not faster."""
+    """Sequences in one forward and backward pass per process. Unset: as many as fit into memory, as it is predicted, and at
+    most 8,192 tokens on a CPU, 65,536 on a card. Halved where memory runs out all the same. Changes the result by rounding
+    only, with dropout by what is dropped: in no fingerprint."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
+    masking: MaskingConfig = MaskingConfig()
+    """Of models whose objective is `masked` or `prefix`."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of every target that is spread over the whole vocabulary (Szegedy et al. 2016)."""
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
@@ -323,14 +364,22 @@ class TrainingConfig(Section):
     """Newest checkpoints that are kept, beside the best."""
     checkpoint_seconds: Positive = 60.0
     """Longest time between two checkpoints, as long as a save costs less than 1 % of it."""
+    nodes: Count = 1
+    """Machines that train together and share the home's file system. The first runs the pipeline; on each of the others
+    `python -m gptcore.training.process RUN_FOLDER` joins. `GPTCORE_RENDEZVOUS` names the first as host:port. Like `processes`
+    and `threads`, it changes the result by rounding only, with dropout by what is dropped: in no fingerprint."""
     processes: Count = 1
-    """Trainer processes on this machine, one per card or per half of a CPU."""
+    """Trainer processes on each node, one per card or per half of a CPU. A training may go on with another number of them."""
     threads: Count | None = None
     """CPU threads per process. Unset: the cores divided by the processes."""
+    restarts: Annotated[int, Field(ge=0)] = 2
+    """Times that trainers are started again, from the last checkpoint, when one of them was killed or ran out of memory. In no
+    fingerprint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it computes; `auto` takes a card when there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of activations; weights stay in float32. `auto`: bfloat16 wherever the hardware has it, CPUs included, and float16, with
+    its loss scaled so that no gradient vanishes, on cards without."""
     compile: Literal["auto"] | bool = "auto"
     """`torch.compile`; `auto` when the run is long enough to pay for its start."""
     profile: bool = False
@@ -345,6 +394,26 @@ class TrainingConfig(Section):
         if len(given) != 1:
             raise ValueError(f"set exactly one of minutes, steps and tokens; set are: {', '.join(given) or 'none'}")
         return self
+
+    @model_validator(mode="after")
+    def _mixture_leaves_something(self) -> Self:
+        if self.mixture is not None and not any(self.mixture.values()):
+            raise ValueError("mixture leaves every source out: give at least one of them a share above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _as_many_rows_for_everyone(self) -> Self:
+        if self.batch % self.world:
+            raise ValueError(
+                f"{self.nodes} node(s) with {self.processes} process(es) each do not divide batch ({self.batch}): change one "
+                "of them, so that every process has as many rows"
+            )
+        return self
+
+    @property
+    def world(self) -> int:
+        """Trainer processes on all nodes."""
+        return self.nodes * self.processes
 
 
 # --------------------------------------------------------------------------------------------------------- tasks --
@@ -378,6 +447,12 @@ class TaskConfig(Section):
         if isinstance(values, Mapping) and not values.get("name"):
             return {**values, "name": values.get("type", "")}
         return values
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if self.training.mixture is not None:
+            raise ValueError("training.mixture is for the base, a task has one source: take it out")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -442,13 +517,16 @@ class ContinualConfig(Section):
         return self
 
     def training(self, config: TrainingConfig, text_tokens: int) -> TrainingConfig:
-        """The settings of a round's training: `config` with this budget and these rates. `text_tokens`: tokens to read once."""
+        """The settings of a round's training: `config` with this budget and these rates. `text_tokens`: tokens to read once.
+
+        `replay` says what a round's text is mixed of, so the mixture of the base is none of its own.
+        """
         optimizer = config.optimizer
         rates = {"matrix_rate": optimizer.matrix_rate * self.rate, "rate": optimizer.rate * self.rate}
         budget = {name: getattr(self, name) for name in ("minutes", "steps", "tokens")}
         if not any(budget.values()):
             budget["tokens"] = max(1, round(self.passes * text_tokens))
-        return config.model_copy(update={**budget, "optimizer": optimizer.model_copy(update=rates)})
+        return config.model_copy(update={**budget, "mixture": None, "optimizer": optimizer.model_copy(update=rates)})
 
 
 class PipelineConfig(Section):
@@ -491,6 +569,25 @@ class PipelineConfig(Section):
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"tasks need different names, these are {names}: set `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _a_masked_model_answers_nothing(self) -> Self:
+        if self.model.objective == "masked" and self.tasks:
+            raise ValueError(
+                "tasks are answered one token after the other, which a masked model cannot do: "
+                "set model.objective to causal or prefix, or leave tasks empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_names_the_sources(self) -> Self:
+        mixture, sources = self.training.mixture, {source.name for source in self.corpus.sources}
+        if mixture is not None and mixture.keys() != sources:
+            raise ValueError(
+                f"training.mixture names {', '.join(sorted(mixture))}, the sources of the corpus are "
+                f"{', '.join(sorted(sources))}: give each of them a share, 0 leaves one out"
+            )
         return self
 
 
@@ -558,7 +655,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
-    """Other text makes another model: with a name of its own, and without tasks and prompts that belong to the old text."""
+    """Other text makes another model: with a name of its own, without tasks, prompts and a mixture that belong to the old."""
     if not all(text.strip() for text in texts):
         raise SettingsError("--text is empty: name a file or a folder, such as --text my-texts")
     first = Path(texts[0]).absolute()
@@ -566,11 +663,12 @@ def _use_texts(values: dict[str, Any], texts: Sequence[str]) -> None:
     own = f"{stem[:51]}-gpt"
     values["name"] = own if own != values.get("name") else f"{stem[:51]}-text-gpt"  # never the name of the old text's model
     source = {"type": "files", "paths": [str(Path(text).absolute()) for text in texts]}
-    corpus, evaluation = values.get("corpus") or {}, values.get("evaluation") or {}
+    corpus = values.get("corpus") or {}
     if isinstance(corpus, dict):
         values["corpus"] = {**corpus, "sources": [source]}
-    if isinstance(evaluation, dict):
-        values["evaluation"] = {key: value for key, value in evaluation.items() if key != "prompts"}
+    for section, old in (("evaluation", "prompts"), ("training", "mixture")):
+        if isinstance(part := values.get(section), dict):
+            values[section] = {key: value for key, value in part.items() if key != old}
     values["tasks"] = []
 
 

@@ -9,7 +9,7 @@
     │   └── CorruptArtifactError     an artifact whose files are not the ones that were published
     ├── DiskFullError                no space left; what was there before is untouched
     ├── TrainingError                the trainer could not start or did not finish; its checkpoints are kept
-    │   ├── TrainerDied              the trainer was killed, by hand or for want of memory; trying again may help
+    │   ├── TrainerDied              the trainer was killed or ran out of memory; trying again may help
     │   └── Interrupted              the trainer was asked to stop and saved (exit code 130)
     ├── ModelNotFoundError           a name, alias, version or path that leads to no model
     └── RegistryError                the registry cannot be reached or refuses a change
@@ -62,7 +62,7 @@ class TrainingError(GptcoreError):
 
 
 class TrainerDied(TrainingError):
-    """The trainer was killed by a signal that nobody asks with: by hand, or by the kernel for want of memory."""
+    """The trainer was killed by a signal that nobody asks with, or ran out of memory, which the next one needs less of."""
 
 
 class Interrupted(TrainingError):
@@ -105,8 +105,13 @@ def disk_full_is_clear(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if is_disk_full(error):
-            raise DiskFullError(
-                f"no space left while writing to {folder}: free some space or set GPTCORE_HOME to a larger disk, "
-                "then run again (finished stages and the last checkpoint are kept)"
-            ) from error
+            raise disk_full(folder) from error
         raise
+
+
+def disk_full(folder: Path) -> DiskFullError:
+    """The one sentence about a disk on which `folder` has no room left."""
+    return DiskFullError(
+        f"no space left while writing to {folder}: free some space or set GPTCORE_HOME to a larger disk, "
+        "then run again (finished stages and the last checkpoint are kept)"
+    )

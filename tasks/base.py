@@ -11,7 +11,7 @@ from gptcore.cost import COST
 from gptcore.evaluation.report import training_curves
 from gptcore.room import check_room, size_of
 from gptcore.training.attempts import read_attempts, training_cost
-from gptcore.training.job import Job
+from gptcore.training.job import Job, Resolved
 from gptcore.training.job import Run as TrainerRun
 from gptcore.training.journal import read_journal
 from gptcore.training.process import run_training
@@ -20,8 +20,9 @@ from tasks.contents import is_number
 from tasks.progress import ProgressBar
 from tasks.run import Run, stage_task
 
-_NO_RESULT = {"keep", "checkpoint_seconds"}
-"""Settings of training that cannot change its result."""
+_ROUNDING = {"nodes", "processes", "threads", "micro_batch"}
+_NO_RESULT = {"keep", "checkpoint_seconds", "restarts"} | _ROUNDING
+"""Settings of training that cannot change its result, but for rounding."""
 
 
 @stage_task("base", trains=True)
@@ -80,17 +81,26 @@ def train(run: Run, recipe: Recipe, job: Job, inputs: list[Artifact]) -> Artifac
         if recipe.stage in run.rebuild:
             shutil.rmtree(workspace.folder, ignore_errors=True)
         before = len(read_attempts(workspace.attempts))
-        if recipe.stage in run.answers and workspace.resolved() is None:
-            workspace.folder.mkdir(parents=True, exist_ok=True)
-            workspace.write(run.answers[recipe.stage])
+        asked = job
+        if recipe.stage in run.answers:
+            asked = _as_answered(job, run.answers[recipe.stage])
+            if workspace.resolved() is None:
+                workspace.folder.mkdir(parents=True, exist_ok=True)
+                workspace.write(run.answers[recipe.stage])
         if not (workspace.model / "model.safetensors").exists():
-            _check_room(run, recipe, job, workspace)
-            run_training(workspace, job, follow)
+            _check_room(run, recipe, asked, workspace)
+            run_training(workspace, asked, follow)
         # Moved, not copied: should a kill come before publishing, the last checkpoint gives the same model again.
         workspace.model.rename(folder / "model")
         return _report(workspace, job, folder, before)
 
     return run.stage(recipe, make, inputs, resumable=True)
+
+
+def _as_answered(job: Job, answers: Resolved) -> Job:
+    """The same job, asking for the processes, threads and micro-batch that were recorded: no fingerprint knows them."""
+    recorded = answers.model_dump(include=_ROUNDING)
+    return job.model_copy(update={"training": job.training.model_copy(update=recorded)})
 
 
 def _check_room(run: Run, recipe: Recipe, job: Job, workspace: TrainerRun) -> None:
@@ -125,7 +135,7 @@ def _report(workspace: TrainerRun, job: Job, folder: Path, before: int) -> Numbe
         last.update(line.get("values", {}))
     speeds = [line["values"]["tokens_per_second"] for line in lines if "tokens_per_second" in line.get("values", {})]
     settings = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
-    hardware = {key: getattr(resolved, key) for key in ("device", "device_name", "threads", "processes", "precision")}
+    hardware = {key: getattr(resolved, key) for key in ("device", "device_name", "threads", "processes", "nodes", "precision")}
     write_json(report / "hardware.json", hardware)
     cost = training_cost(read_attempts(workspace.attempts), before)
     write_json(report / COST, cost)

@@ -214,7 +214,10 @@ def write_results(run: Run, name: str, evaluations: Mapping[str, Artifact], prom
     show_results(page, name, run.watcher.say)
     run.metrics = _metrics(evaluations)
     samples = read_results(paths["base"])["samples"]
-    sample = (samples[0]["prompt"], samples[0]["drawn"]) if samples else None
+    # What a masked model filled in is the whole text.
+    sample = (samples[0]["prompt"], samples[0]["drawn"]) if samples and "drawn" in samples[0] else None
+    if samples and sample is None:
+        sample = ("", samples[0]["likeliest"])
     return Outcome(run.artifacts, models, summary_rows(paths), page, sample, run.metrics, *ids)
 
 

@@ -18,7 +18,7 @@ _ROOM = 2 / 16
 def encode_corpus(run: Run, name: str, config: ShardsConfig, corpus: Artifact, tokenizer: Artifact) -> Artifact:
     """The corpus as token ids."""
     inputs = {"corpus": corpus.digest, "tokenizer": tokenizer.digest}
-    recipe = Recipe("shards", name, 1, config.model_dump(mode="json"), inputs)
+    recipe = Recipe("shards", name, 2, config.model_dump(mode="json"), inputs)
 
     def make(folder: Path) -> Numbers:
         text = sum(float(value) for key, value in corpus.numbers.items() if key.endswith("_bytes"))
@@ -35,7 +35,7 @@ def encode_new(
     """New text, with a share of the old beside it, in the ids of the tokenizer that the champion speaks."""
     settings = {**config.model_dump(mode="json"), "replay": continual.replay, "seed": continual.seed}
     inputs = {new.stage: new.digest, corpus.stage: corpus.digest, "tokenizer": tokenizer.digest}
-    recipe = Recipe("shards-new", name, 1, settings, inputs)
+    recipe = Recipe("shards-new", name, 2, settings, inputs)
 
     def make(folder: Path) -> Numbers:
         known = Tokenizer.load(tokenizer.path / "tokenizer")
@@ -51,9 +51,9 @@ def encode_examples(
 ) -> Artifact:
     """The rows of a task as token ids with a mask of what is learned."""
     inputs = {examples.stage: examples.digest, "tokenizer": tokenizer.digest}
-    recipe = Recipe(f"shards-{task.name}", name, 1, {"context": model.context}, inputs)
+    recipe = Recipe(f"shards-{task.name}", name, 2, {"context": model.row_context}, inputs)
 
     def make(folder: Path) -> Numbers:
-        return encode_rows(folder, examples.path, Tokenizer.load(tokenizer.path / "tokenizer"), model.context)
+        return encode_rows(folder, examples.path, Tokenizer.load(tokenizer.path / "tokenizer"), model.row_context)
 
     return run.stage(recipe, make, [examples, tokenizer])

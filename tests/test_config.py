@@ -47,6 +47,12 @@ def test_on_and_off_mean_what_yaml_makes_of_them(config, word, meant):
     assert config(f"training.compile={word}").training.compile == meant
 
 
+@pytest.mark.parametrize("settings", [["processes=17"], ["processes=3"], ["nodes=2", "processes=3"], ["nodes=32"]])
+def test_every_trainer_process_has_as_many_rows_or_it_is_said_before_any_work(config, settings):
+    text = problems(config, *(f"training.{setting}" for setting in settings))
+    assert "process(es) each do not divide batch (16): change one of them, so that every process has as many rows" in text
+
+
 def test_every_problem_is_named_at_once(config):
     text = problems(config, "training.stepps=3", "model.heads=5", "split.valid=2", "nonsense=1")
     assert "4 problem(s)" in text
@@ -137,3 +143,38 @@ def test_a_context_longer_than_a_shard_is_refused_at_the_door(config):
     text = problems(config, "shards.tokens_per_shard=255")
     assert "model.context (256) is longer than shards.tokens_per_shard (255); lower one or raise the other" in text
     assert config("shards.tokens_per_shard=256").shards.tokens_per_shard == 256
+
+
+def test_an_unknown_objective_is_told_with_those_there_are(config):
+    told = problems(config, "model.objective=masked_lm")
+    assert "model.objective" in told
+    assert "'causal', 'masked' or 'prefix'" in told
+    assert "masked_lm" in told
+
+
+def test_a_masked_model_has_no_tasks_and_a_prefix_model_room_for_its_span(config):
+    task = "tasks: [{type: classify, source: {type: files, paths: [rows.csv], target: label}, training: {steps: 5}}]"
+    assert "which a masked model cannot do" in problems(config, "model.objective=masked", more=task)
+    assert config("model.objective=prefix", more=task).model.row_context == 254
+    assert "a context of 8 or more" in problems(config, "model.objective=prefix", "model.context=4")
+
+
+def test_a_mixture_names_every_source_of_the_corpus_and_nothing_else(config):
+    sources = "corpus.sources=[{type: files, name: books, paths: [b]}, {type: files, name: web, paths: [w]}]"
+    assert config(sources, "training.mixture={books: 3, web: 0}").training.mixture == {"books": 3.0, "web": 0.0}
+    for mixture, named in (("{books: 1}", "books"), ("{books: 1, web: 1, wep: 0}", "books, web, wep")):
+        told = problems(config, sources, f"training.mixture={mixture}")
+        assert f"names {named}, the sources of the corpus are books, web" in told
+    assert "leaves every source out" in problems(config, sources, "training.mixture={books: 0, web: 0}")
+    assert "training.mixture.web: " in problems(config, sources, "training.mixture={books: 1, web: -1}")
+    task = "tasks: [{type: summarize, source: {type: files, paths: [t], target: s}, training: {steps: 5, mixture: {t: 1}}}]\n"
+    assert "training.mixture is for the base" in problems(config, more=task)
+
+
+def test_a_mixture_is_left_behind_by_a_round_and_by_other_text(config, tmp_path):
+    settings = config("training.mixture={files: 1}")
+    assert settings.continual.training(settings.training, 5000).mixture is None
+    path = tmp_path / "mixed.yaml"
+    path.write_text(SMALL.replace("minutes: 3", "minutes: 3, mixture: {files: 1}"))
+    assert load_config(path).training.mixture == {"files": 1.0}
+    assert load_config(path, texts=["docs"]).training.mixture is None

@@ -43,7 +43,7 @@ def generate(
         print(json.dumps({"prompts": texts, "outputs": predictor.predict(texts, **settings)}, ensure_ascii=False))
         return
     for text in texts:
-        if predictor.task is None:
+        if predictor.continues:
             print(text, end="")
         for piece in predictor.stream(text, **settings):
             print(piece, end="", flush=True)

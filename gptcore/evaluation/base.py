@@ -1,7 +1,8 @@
 """The base model on the corpus' test split: bits per byte and perplexity per source, `xz -9` beside them, samples.
 
 Bits per byte compares models whatever their tokenizers: the bits the model spends on a text, over the UTF-8 bytes it is
-long. Perplexity is per token of the model's own tokenizer and compares only models that share one.
+long. Perplexity is per token of the model's own tokenizer and compares only models that share one. A masked model sees what
+stands around a token, so its numbers have names of their own and no `xz` beside them.
 """
 
 import math
@@ -11,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas
-import torch
-from numpy.typing import NDArray
 
 from gptcore.config import EvaluationConfig
 from gptcore.corpus import read_split
@@ -20,16 +19,19 @@ from gptcore.errors import CorpusError
 from gptcore.evaluation import report
 from gptcore.evaluation.facts import model_facts
 from gptcore.evaluation.intervals import ratio_interval
+from gptcore.evaluation.likelihood import stream_nats
 from gptcore.evaluation.results import Results, beside_number, measured, write_results
 from gptcore.evaluation.xz import xz_bits_per_byte
 from gptcore.inference import Predictor
-from gptcore.model import GPT, LoadedModel
-from gptcore.model.loss import head_losses
+from gptcore.inference.predictor import MASK
+from gptcore.model import LoadedModel
+from gptcore.tokens.objectives import Symbols
 
 XZ = "xz -9 primed"
 _SAMPLE_TOKENS = 64
 _PROMPT_CHARACTERS = 80
 _TEMPERATURE, _TOP_K = 0.8, 50
+_HIDDEN = 5
 
 
 def evaluate_base(folder: Path, model: Path, corpus: Path, config: EvaluationConfig) -> dict[str, float | int | str]:
@@ -42,19 +44,20 @@ def evaluate_base(folder: Path, model: Path, corpus: Path, config: EvaluationCon
     if test.empty:
         raise CorpusError(f"the test split of {corpus} is empty: raise split.test or give more text")
     predictor = Predictor(model)
+    masked = predictor.loaded.model.config.objective == "masked"
     with ThreadPoolExecutor(1) as beside:
         # xz is a process of its own: it takes what the model leaves of the machine.
-        pending = beside.submit(_xz, train["text"].tolist(), test)
+        pending = None if masked else beside.submit(_xz, train["text"].tolist(), test)
         scores = score_documents(predictor.loaded, test, config.batch)
-        samples = _continuations(predictor, test, config)
-        xz = pending.result()
+        samples = _fillings(predictor, test, config) if masked else _continuations(predictor, test, config)
+        xz = {} if pending is None else pending.result()
     results: Results = {
         "kind": "base",
         "name": "base",
-        "headline": "bits_per_byte",
-        "metrics": _metrics(scores, xz[""], config),
+        "headline": "masked_bits_per_byte" if masked else "bits_per_byte",
+        "metrics": _metrics(scores, xz.get(""), config),
         "sources": {
-            source: {**_size(rows), "metrics": _metrics(rows, xz[str(source)], config)}
+            source: {**_size(rows), "metrics": _metrics(rows, xz.get(str(source)), config)}
             for source, rows in scores.groupby("source", sort=True)
         },
         "data": {"train": _text_size(train), "test": _size(scores)},
@@ -65,21 +68,16 @@ def evaluate_base(folder: Path, model: Path, corpus: Path, config: EvaluationCon
     scores.to_parquet(folder / "scores.parquet", index=False)
     write_results(folder, results)
     report.write_base_report(folder, results, scores)
-    return {
-        "bits_per_byte": results["metrics"]["bits_per_byte"]["value"],
-        "perplexity": results["metrics"]["perplexity"]["value"],
-        "xz_bits_per_byte": xz[""],
-        "documents": len(scores),
-    }
+    numbers: dict[str, float | int | str] = {name: metric["value"] for name, metric in results["metrics"].items()}
+    return numbers | ({"xz_bits_per_byte": xz[""]} if xz else {}) | {"documents": len(scores)}
 
 
 def score_documents(loaded: LoadedModel, documents: pandas.DataFrame, batch: int = 32) -> pandas.DataFrame:
     """What each document costs the model: a row with id, source, bytes, bits and tokens per row of id, source and text.
 
-    The documents of a source are read as one stream, [begin] text [end] each, as in training. The stream is cut in
-    windows of the model's context that advance by half of it, so every token is scored once, with at least half a
-    context before it where the stream has that. Control tokens are read but neither they nor their bits are counted
-    (nanochat's convention): the model is told where documents end.
+    The documents of a source are read as one stream, [begin] text [end] each, as in training, and every token is scored once
+    (`gptcore.evaluation.likelihood`). Control tokens are read but neither they nor their bits are counted (nanochat's
+    convention): the model is told where documents end.
     """
     tables = [_score_source(loaded, rows, batch) for _, rows in documents.groupby("source", sort=True)]
     return pandas.concat(tables, ignore_index=True)
@@ -93,7 +91,7 @@ def _score_source(loaded: LoadedModel, rows: pandas.DataFrame, batch: int) -> pa
     stream = np.concatenate([[tokenizer.begin_id, *ids, tokenizer.end_id] for ids in encoded]).astype(np.int64)
     owner = np.repeat(np.arange(len(rows)), lengths + 2)
     counted = ~np.isin(stream, sorted(tokenizer.control_ids))
-    bits = stream_nats(loaded.model, stream, batch) / math.log(2)
+    bits = stream_nats(loaded.model, stream, Symbols.of(tokenizer), batch) / math.log(2)
     return pandas.DataFrame(
         {
             "id": rows["id"].to_numpy(),
@@ -105,43 +103,16 @@ def _score_source(loaded: LoadedModel, rows: pandas.DataFrame, batch: int) -> pa
     )
 
 
-@torch.inference_mode()
-def stream_nats(model: GPT, stream: NDArray[np.int64], batch: int = 32) -> NDArray[np.float64]:
-    """Cross-entropy in nats of every token of a stream (N,) -> (N,); 0 for the first, which nothing stands before."""
-    nats = np.zeros(len(stream), dtype=np.float64)
-    context, last = model.config.context, len(stream) - 1
-    begin = min(context, last)
-    if begin > 0:
-        nats[1 : begin + 1] = _window_nats(model, stream, [0], begin, begin)[0]
-    step = max(1, context // 2)
-    # Window k scores the tokens after `begins[k] + context - step`; the last one is moved back to end with the stream.
-    ends = [*range(begin + step, last, step), last] if last > begin else []
-    for at in range(0, len(ends), batch):
-        these = ends[at : at + batch]
-        losses = _window_nats(model, stream, [end - context for end in these], context, step)
-        for end, row in zip(these, losses, strict=True):
-            fresh = min(step, end - begin)
-            nats[end - fresh + 1 : end + 1] = row[-fresh:]
-            begin = end
-    return nats
-
-
-def _window_nats(model: GPT, stream: NDArray[np.int64], starts: list[int], length: int, scored: int) -> NDArray[np.float64]:
-    """Nats (B, scored) of the last `scored` labels of windows that read `length` tokens; only these reach the head."""
-    cut = np.stack([stream[start : start + length + 1] for start in starts])
-    windows = torch.from_numpy(cut).to(model.embedding.weight.device)  # (B, T + 1)
-    hidden = model.hidden(windows[:, :-1])[:, -scored:]  # (B, S, D)
-    return head_losses(model, hidden, windows[:, -scored:]).double().cpu().numpy()
-
-
-def _metrics(scores: pandas.DataFrame, xz: float, config: EvaluationConfig) -> dict[str, Any]:
+def _metrics(scores: pandas.DataFrame, xz: float | None, config: EvaluationConfig) -> dict[str, Any]:
+    """The numbers of some documents; without `xz` they are those of hidden tokens."""
     draws = {"resamples": config.resamples, "seed": config.seed}
     per_byte = ratio_interval(scores["bits"], scores["bytes"], **draws)
     per_token = ratio_interval(scores["bits"], scores["tokens"], **draws)
-    return {
-        "bits_per_byte": measured(per_byte, {XZ: beside_number(per_byte, xz, higher_is_better=False)}),
-        "perplexity": measured(per_token.transformed(lambda bits: 2.0 ** min(bits, 1000.0))),
-    }
+    perplexity = measured(per_token.transformed(lambda bits: 2.0 ** min(bits, 1000.0)))
+    if xz is None:
+        return {"masked_bits_per_byte": measured(per_byte), "masked_perplexity": perplexity}
+    baselines = {XZ: beside_number(per_byte, xz, higher_is_better=False)}
+    return {"bits_per_byte": measured(per_byte, baselines), "perplexity": perplexity}
 
 
 def _xz(train: list[str], test: pandas.DataFrame) -> dict[str, float]:
@@ -167,6 +138,20 @@ def _continuations(predictor: Predictor, test: pandas.DataFrame, config: Evaluat
         {"prompt": prompt, "likeliest": greedy, "drawn": warm}
         for prompt, greedy, warm in zip(prompts, likeliest, drawn, strict=True)
     ]
+
+
+def _fillings(predictor: Predictor, test: pandas.DataFrame, config: EvaluationConfig) -> list[dict[str, str]]:
+    """What a masked model makes of the prompts that hide something, or of beginnings of test documents."""
+    prompts = [prompt for prompt in config.prompts if MASK in prompt]
+    prompts = prompts or [hidden for text in _beginnings(test, config) if MASK in (hidden := _hidden(text))]
+    return [{"prompt": prompt, "likeliest": filled} for prompt, filled in zip(prompts, predictor.predict(prompts), strict=True)]
+
+
+def _hidden(text: str) -> str:
+    """A text with every fifth word hidden, or every fifth character where its script has no spaces."""
+    between = " " if text.count(" ") >= _HIDDEN else ""
+    parts = text.split(between) if between else list(text)
+    return between.join(MASK if number % _HIDDEN == _HIDDEN - 1 else part for number, part in enumerate(parts))
 
 
 def _beginnings(test: pandas.DataFrame, config: EvaluationConfig) -> list[str]:

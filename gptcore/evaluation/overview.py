@@ -36,7 +36,8 @@ def results_page(
             parts.append(_picture(folder, f"{name}, {png.stem.replace('_', ' ')}", png))
         if results[name]["kind"] == "base" and results[name]["samples"]:
             sample = results[name]["samples"][0]
-            parts += ["It continues", fenced(sample["prompt"]), "with", fenced(sample["likeliest"])]
+            does = "continues" if "drawn" in sample else "completes"
+            parts += [f"It {does}", fenced(sample["prompt"]), "with", fenced(sample["likeliest"])]
     parts += ["## Training"] if pictures else []
     parts += [_picture(folder, caption, png) for caption, png in (pictures or {}).items() if png.is_file()]
     parts += ["## Cost", _cost_table(costs), _COST] if costs else []

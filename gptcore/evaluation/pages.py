@@ -51,13 +51,13 @@ def _base_page(results: Results) -> str:
         "# Results: the base model",
         headline_sentence(results),
         _base_table(results),
-        "![bits per byte, model beside xz](bits_per_byte.png)",
+        "![bits per byte of the text and its sources](bits_per_byte.png)",
         "![bits per byte of each document](documents.png)",
         "## Samples",
-        "The model continues each beginning: once with its likeliest words, once with drawn ones.",
+        _SAMPLES[results["headline"]],
         *(_continuation(number, sample) for number, sample in enumerate(results["samples"], 1)),
         "## How it was measured",
-        _HOW["base"],
+        _HOW.get(results["headline"], _HOW["base"]),
         _intervals(results, "documents"),
         f"Trained on {_size(results['data']['train'])}; measured on {_size(results['data']['test'])}.",
     )
@@ -65,23 +65,24 @@ def _base_page(results: Results) -> str:
 
 def _base_table(results: Results) -> str:
     rows = []
+    columns: list[str] = []
     for name, entry in parts_of_the_text(results).items():
-        bits, perplexity = entry["metrics"]["bits_per_byte"], entry["metrics"]["perplexity"]
-        ((_, xz),) = bits["baselines"].items()
-        ours = (f"**{bits['value']:.3f}**", _range("bits_per_byte", bits))
-        theirs = (f"{xz['value']:.3f}", xz["verdict"])
-        per_token = (METRICS["perplexity"].text(perplexity["value"]), _range("perplexity", perplexity))
-        rows.append((name, f"{entry['documents']:,}", *ours, *theirs, *per_token))
-    columns = ("bits per byte", "95 % interval", "xz -9 primed", "model is", "perplexity per token", "95 % interval")
-    return table(("source", "documents", *columns), rows)
+        row, columns = [name, f"{entry['documents']:,}"], ["source", "documents"]
+        for metric, found in entry["metrics"].items():
+            text = METRICS[metric].text
+            bold = "**" if metric == results["headline"] else ""
+            row += [f"{bold}{text(found['value'])}{bold}", _range(metric, found)]
+            columns += [METRICS[metric].title, "95 % interval"]
+            for baseline, other in found["baselines"].items():
+                row += [text(other["value"]), other["verdict"]]
+                columns += [baseline, "model is"]
+        rows.append(tuple(row))
+    return table(columns, rows)
 
 
 def _continuation(number: int, sample: Mapping[str, str]) -> str:
-    parts = (
-        (f"**{number}. Beginning**", sample["prompt"]),
-        ("likeliest", sample["likeliest"]),
-        ("drawn", sample["drawn"]),
-    )
+    parts = [(f"**{number}. {'Beginning' if 'drawn' in sample else 'Text'}**", sample["prompt"])]
+    parts += [(name, sample[name]) for name in ("likeliest", "drawn") if name in sample]
     return "\n\n".join(f"{title}\n\n{fenced(text)}" for title, text in parts)
 
 
@@ -166,6 +167,11 @@ _HOW = {
         "`xz -9` primed is what the test text adds to the compressed training text: the size of both together minus "
         "that of the training text alone, in bits per byte of test text."
     ),
+    "masked_bits_per_byte": (
+        "Every token is hidden once, together with every seventh beside it, and predicted from all that stands around it. "
+        "Bits per byte are the bits that all of them cost over the UTF-8 bytes of the text. They compare masked models with "
+        "each other, not with models that see only what stands before a token."
+    ),
     "summarize": (
         "Summaries are greedy. ROUGE-L is the F-measure of the longest common subsequence of words with the true "
         "summary, averaged over the rows. `first sentence` answers with the first sentence of the text."
@@ -175,6 +181,10 @@ _HOW = {
         "the test rows, rare and frequent ones alike. `majority class` always answers with the most frequent label of "
         "the training rows; `naive Bayes` is multinomial on word counts, learned from the same training rows."
     ),
+}
+_SAMPLES = {
+    "bits_per_byte": "The model continues each beginning: once with its likeliest words, once with drawn ones.",
+    "masked_bits_per_byte": "The model fills in what `<|mask|>` hides, with its likeliest words.",
 }
 _SNIPPET = """\
 ```python

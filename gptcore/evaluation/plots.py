@@ -1,5 +1,6 @@
 """The pictures of a report, drawn on figures of their own and never through pyplot: tasks may draw side by side."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ _INK, _QUIET, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
 # The model first, in a colour; what it is compared with in greys.
 _SERIES = ("#2563eb", "#9ca3af", "#d1d5db", "#4b5563")
 _SIGNAL = "#dc2626"
+_LINES = (_SERIES[0], _SIGNAL, "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
 _BLUES = LinearSegmentedColormap.from_list("blues", ["#f8fafc", "#bfdbfe", "#2563eb", "#1e3a8a"])
 _MOST_NUMBERED_LABELS = 24
 _MOST_TICKS = 6
@@ -145,7 +147,7 @@ def curves(png: Path, panels: Sequence[Panel], *, title: str) -> None:
         figure.text(0.5, 0.4, "no step has been measured yet", ha="center", color=_QUIET)
     for number, panel in enumerate(panels, 1):
         axes = _axes(figure, panel.title, "", place=(lines, 2, number))
-        for curve, color in zip(panel.curves, (_SERIES[0], _SIGNAL), strict=False):
+        for curve, color in zip(panel.curves, itertools.cycle(_LINES), strict=False):
             _line(axes, curve, color)
         if panel.from_zero:
             axes.set_ylim(0, max(max(curve.values) for curve in panel.curves) * 1.08 or 1.0)

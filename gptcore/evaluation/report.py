@@ -25,7 +25,7 @@ def write_base_report(folder: Path, results: Results, scores: pandas.DataFrame) 
     report.mkdir(exist_ok=True)
     plots.bars(
         report / "bits_per_byte.png",
-        {name: _bars(entry["metrics"]["bits_per_byte"]) for name, entry in pages.parts_of_the_text(results).items()},
+        {name: _bars(entry["metrics"][results["headline"]]) for name, entry in pages.parts_of_the_text(results).items()},
         title="Bits per byte of text that the model never saw",
         note="lower is better; thin lines: 95 % interval",
     )
@@ -67,7 +67,7 @@ def write_task_report(folder: Path, results: Results, rows: pandas.DataFrame) ->
 
 
 def training_curves(journal: Path, png: Path) -> None:
-    """Draw loss, bits per byte, learning rate and speed of a run from the metric lines of its `journal.jsonl`."""
+    """Draw loss, bits per byte (of each source too), learning rate and speed from the metric lines of a `journal.jsonl`."""
     from gptcore.evaluation import plots
 
     series: dict[str, tuple[list[int], list[float]]] = {}
@@ -76,18 +76,21 @@ def training_curves(journal: Path, png: Path) -> None:
             steps, values = series.setdefault(name, ([], []))
             steps.append(line["step"])
             values.append(float(value))
+    sources = {name: (name.removeprefix(f"{_BITS}/"), False) for name in sorted(series) if name.startswith(f"{_BITS}/")}
     panels = []
     for title, names, from_zero in _PANELS:
-        lines = [plots.Curve(label, *series[name], noisy) for name, (label, noisy) in names.items() if name in series]
+        shown = {**names, **sources} if _BITS in names else names
+        lines = [plots.Curve(label, *series[name], noisy) for name, (label, noisy) in shown.items() if name in series]
         if lines:
             panels.append(plots.Panel(title, lines, from_zero))
     plots.curves(png, panels, title="Training curves")
 
 
+_BITS = "valid/bits_per_byte"
 # Title, journal name -> (label, whether it is noisy), whether the axis begins at zero.
 _PANELS: tuple[tuple[str, dict[str, tuple[str, bool]], bool], ...] = (
     ("Loss, nats per token", {"train/loss": ("train", True), "valid/loss": ("valid", False)}, False),
-    ("Bits per byte of held-out text", {"valid/bits_per_byte": ("valid", False)}, False),
+    ("Bits per byte of held-out text", {_BITS: ("valid", False)}, False),
     ("Learning rate, share of its peak", {"rate": ("rate", False)}, True),
     ("Tokens per second", {"tokens_per_second": ("speed", True)}, True),
 )

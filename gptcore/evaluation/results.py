@@ -47,6 +47,8 @@ class Metric:
 METRICS = {
     "bits_per_byte": Metric("bits per byte", higher_is_better=False),
     "perplexity": Metric("perplexity per token", higher_is_better=False, digits=1),
+    "masked_bits_per_byte": Metric("bits per byte, hidden tokens", higher_is_better=False),
+    "masked_perplexity": Metric("perplexity per hidden token", higher_is_better=False, digits=1),
     "rouge_l": Metric("ROUGE-L", higher_is_better=True),
     "accuracy": Metric("accuracy", higher_is_better=True, percent=True),
     "macro_f1": Metric("macro-F1", higher_is_better=True),
@@ -112,7 +114,7 @@ def headline_sentence(results: Results) -> str:
     direction = "higher" if metric.higher_is_better else "lower"
     return (
         f"**{metric.title[0].upper()}{metric.title[1:]} {metric.text(entry['value'])}** on {rows} "
-        f"({direction} is better; 95 % interval {low} to {high}): {', '.join(against)}."
+        f"({direction} is better; 95 % interval {low} to {high}){': ' if against else ''}{', '.join(against)}."
     )
 
 

@@ -25,7 +25,8 @@ def generate(
 
     `temperature` 0 is greedy; `top_k` and `top_p` narrow the choice to the likeliest k and to the smallest set of that
     probability (Holtzman et al. 2020). Every prompt draws from its own random stream, made from `seed` and its number.
-    Past the context the newest half is kept and encoded once. Raises `GptcoreError` for an empty prompt.
+    Past the context the newest half is kept and encoded once. Prompts of a model with the prefix objective end with what hides
+    a span and what begins it. Raises `GptcoreError` for an empty prompt and for a masked model, which continues nothing.
     """
     single = not ids or isinstance(ids[0], int)
     prompts = cast("list[list[int]]", [list(ids)] if single else [list(cast(Sequence[int], prompt)) for prompt in ids])
@@ -55,15 +56,22 @@ def stream(
     """Like `generate`, a step at a time: yields each prompt's next id, None once it has ended."""
     if not prompts or not all(prompts):
         raise GptcoreError("the prompt is empty: give at least one token to continue from")
+    if model.config.objective == "masked":
+        raise GptcoreError(
+            "a masked model fills in what is hidden and continues nothing: hide a word of the text with <|mask|>"
+        )
     device, context = model.embedding.weight.device, model.config.context
     randoms = [torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63) for row in range(len(prompts))]
     texts = [list(prompt) for prompt in prompts]
+    # What is continued moves into the prefix when it is encoded again, and what asks for a span stays at its end.
+    asking = [text[-2:] if model.config.objective == "prefix" else [] for text in texts]
+    texts = [text[: len(text) - len(tail)] for text, tail in zip(texts, asking, strict=True)]
     alive = [True] * len(texts)
     cache: Cache | None = None
     for _ in range(max_new_tokens):
         if cache is None or cache.length == context:
-            kept = context if cache is None else max(1, context // 2)
-            cache, logits = prefill(model, [text[-kept:] for text in texts])
+            kept = context - len(asking[0]) if cache is None else max(1, context // 2)
+            cache, logits = prefill(model, [[*text[-kept:], *tail] for text, tail in zip(texts, asking, strict=True)])
         else:
             last = torch.tensor([[text[-1]] for text in texts], device=device)
             logits = model(last, cache)[:, -1]  # (B, V)
@@ -87,6 +95,21 @@ def prefill(model: GPT, texts: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
     cache = Cache(model, len(texts), model.config.context, padding if bool(padding.any()) else None)
     hidden = model.hidden(tokens, cache)  # (B, T, D)
     return cache, model.logits(hidden[:, -1])
+
+
+@torch.no_grad()
+def fill(model: GPT, ids: Sequence[int], mask: int) -> list[int]:
+    """`ids` with every `mask` among them replaced by the likeliest token. Raises `GptcoreError` when there is none.
+
+    For masked models; more than the context is read in pieces.
+    """
+    if mask not in ids:
+        raise GptcoreError("nothing is hidden in the text: write <|mask|> where the model should fill in a word")
+    filled: list[int] = []
+    for piece in torch.split(torch.tensor(list(ids), device=model.embedding.weight.device), model.config.context):
+        likeliest = model(piece[None])[0].argmax(-1)  # (T)
+        filled += torch.where(piece == mask, likeliest, piece).tolist()
+    return filled
 
 
 def choose(

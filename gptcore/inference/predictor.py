@@ -9,24 +9,29 @@ import numpy.typing as npt
 import torch
 
 from gptcore.downstream import prompt_ids
-from gptcore.inference.generate import generate, prefill, stream
+from gptcore.inference.generate import fill, generate, prefill, stream
 from gptcore.model import load_model
 from gptcore.model.folder import pick_device
 
 Result = TypeVar("Result")
 
+MASK = "<|mask|>"
+"""Hides a word from a masked model, in the text that it is given."""
 _ROWS = 32
 """Prompts side by side, of similar length."""
 _NEW_TOKENS = 64
 
 
 class Predictor:
-    """A model folder, opened for use: a base continues, `summarize` summarises, `classify` names the likeliest label."""
+    """A model folder, opened for use: a base continues, or fills in what `<|mask|>` hides if it is a masked model; `summarize`
+    summarises, `classify` names the likeliest label."""
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
         self.loaded = load_model(folder, pick_device(device))
         self.task = self.loaded.task
-        self._context = self.loaded.model.config.context
+        self._context, self._objective = self.loaded.model.config.context, self.loaded.model.config.objective
+        self.continues = self.task is None and self._objective != "masked"
+        """Whether an answer goes on from where its text ends, and is no text of its own."""
 
     def predict(
         self,
@@ -43,6 +48,8 @@ class Predictor:
             return []
         if self.task is not None and self.task["type"] == "classify":
             return [self.task["labels"][index] for index in self.label_scores(texts).argmax(-1)]
+        if self._objective == "masked":
+            return [self._filled(text) for text in texts]
         room = max_new_tokens or (self.task or {}).get("max_new_tokens") or _NEW_TOKENS
 
         def answer(prompts: list[list[int]]) -> list[list[int]]:
@@ -59,6 +66,9 @@ class Predictor:
         seed: int = 0,
     ) -> Iterator[str]:  # fmt: skip
         """The answer to one text in growing pieces; a character is held back until all its bytes are there."""
+        if self._objective == "masked":
+            yield self._filled(text)
+            return
         room = max_new_tokens or (self.task or {}).get("max_new_tokens") or _NEW_TOKENS
         steps = stream(
             self.loaded.model, [self.prompt(text, room)], max_new_tokens=room, temperature=temperature,
@@ -109,11 +119,20 @@ class Predictor:
     def prompt(self, text: str, room: int) -> list[int]:
         """The ids that the model continues, cut so that `room` new tokens fit into its context where that is possible."""
         tokenizer = self.loaded.tokenizer
+        asking = [tokenizer.mask_id, tokenizer.begin_id] if self._objective == "prefix" else []
+        context = self._context - len(asking)
         if self.task is not None:
-            return prompt_ids(tokenizer, text, max(4, self._context - room))
+            return [*prompt_ids(tokenizer, text, max(4, context - room)), *asking]
         # A base forgets the beginning of what is too long, not its end.
-        kept = max(1, self._context - room) if room < self._context else self._context // 2
-        return [tokenizer.begin_id, *tokenizer.encode(text)[-kept + 1 :]] if kept > 1 else [tokenizer.begin_id]
+        kept = max(1, context - room) if room < context else context // 2
+        return [tokenizer.begin_id, *(tokenizer.encode(text)[-kept + 1 :] if kept > 1 else []), *asking]
+
+    def _filled(self, text: str) -> str:
+        """The text with the likeliest tokens where it says `<|mask|>`."""
+        tokenizer = self.loaded.tokenizer
+        first, *rest = (tokenizer.encode(part) for part in text.split(MASK))
+        ids = [tokenizer.begin_id, *first, *(id for part in rest for id in (tokenizer.mask_id, *part))]
+        return tokenizer.decode(fill(self.loaded.model, ids, tokenizer.mask_id))
 
     def _stops(self) -> list[int]:
         tokenizer = self.loaded.tokenizer

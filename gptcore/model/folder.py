@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gptcore.artifacts import write_json
 from gptcore.config import ModelConfig
@@ -85,6 +87,11 @@ def load_weights(model: GPT, file: Path) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CorruptArtifactError(f"{file} cannot be read as safetensors: {error}") from error
+    fill_weights(model, weights, file)
+
+
+def fill_weights(model: GPT, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Fill all weights by name; missing, extra or differently shaped tensors are refused. `source`: where they are from."""
     wanted = dict(model.named_parameters())
     problems = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     problems += [f"{name} is unknown" for name in weights.keys() - wanted.keys()]
@@ -94,7 +101,7 @@ def load_weights(model: GPT, file: Path) -> None:
         if name in weights and weights[name].shape != weight.shape
     ]
     if problems:
-        raise CorruptArtifactError(f"{file} does not fit the model's settings: " + "; ".join(sorted(problems)[:5]))
+        raise CorruptArtifactError(f"{source} does not fit the model's settings: " + "; ".join(sorted(problems)[:5]))
     for name, weight in wanted.items():
         weight.data.copy_(weights[name])
 

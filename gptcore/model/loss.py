@@ -1,6 +1,7 @@
 """Cross-entropy of the next token and what people call it: nats, perplexity, bits per byte.
 
-Labels are the tokens shifted once, by whoever makes the batch; -100 (IGNORED) marks what is not learned from.
+Labels are made by whoever makes the batch, with the tokens shifted once where the next one is learned; -100 (IGNORED) marks
+what is not learned from.
 """
 
 import math
@@ -10,23 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcore.model.transformer import GPT
+from gptcore.model.transformer import GPT, Layout
+from gptcore.tokens.objectives import IGNORED
 
-IGNORED = -100
 LOGITS_AT_ONCE = 1 << 22
 """Logits that are held at once, 16 MB in float32: about as much as the caches of a CPU hold."""
 
 
 def mean_loss(
-    model: GPT, tokens: Tensor, labels: Tensor, count: Tensor | float, *, smoothing: float = 0.0, z: float = 0.0
-) -> Tensor:
+    model: GPT, tokens: Tensor, labels: Tensor, count: Tensor | float, layout: Layout | None = None, *,
+    smoothing: float = 0.0, z: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Sum of the losses of tokens (B, T) divided by `count`, a scalar in nats, float32.
 
     `count` is the number of labels in the whole global batch, so that gradients of micro-batches and processes simply add up.
     `smoothing`: share of the target that is spread over the whole vocabulary (Szegedy et al. 2016); `z`: weight of the squared
     log of the softmax's denominator (Chowdhery et al. 2022, section 5).
     """
-    hidden, labels = model.hidden(tokens).flatten(0, 1), labels.flatten()
+    hidden, labels = model.hidden(tokens, layout=layout).flatten(0, 1), labels.flatten()
     if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         # Of a task's row only the answer is learned: the rest need not go through the head. A card would have to wait here.
         learned = (labels != IGNORED).nonzero().squeeze(1)
@@ -84,9 +86,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return to_hidden, to_head, None, None, None
 
 
-def token_losses(model: GPT, tokens: Tensor, labels: Tensor) -> Tensor:
+def token_losses(model: GPT, tokens: Tensor, labels: Tensor, layout: Layout | None = None) -> Tensor:
     """Cross-entropy (B, T) in nats, float32; 0 where the label is IGNORED. For measuring: it has no gradient."""
-    return head_losses(model, model.hidden(tokens), labels)
+    return head_losses(model, model.hidden(tokens, layout=layout), labels)
 
 
 @torch.no_grad()

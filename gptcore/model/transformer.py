@@ -11,7 +11,7 @@ of what flows in. In inference the weights are cast once (`gptcore.model.folder.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,33 +32,56 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = torch.float32
         self.embedding = nn.Embedding(vocab_size, config.width, device=device)
+        self.embedding_norm = Norm(config, config.width, device) if config.embedding_norm else None
+        self.smear = Linear(config.width, 1, bias=False, device=device) if config.smear else None
         self.positions = nn.Embedding(config.context, config.width, device=device) if config.positions == "learned" else None
+        self.spans = nn.Embedding(config.context + 1, config.width, device=device) if config.objective == "prefix" else None
+        # Beside the blocks and not in them: these are tables, which no optimizer may take for matrices.
+        tables = config.layers if config.value_embeddings else 0
+        self.values = nn.ModuleList(
+            nn.Embedding(vocab_size, config.key_value_heads * config.size_of_head, device=device) for _ in range(tables)
+        )
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
         self.norm = Norm(config, config.width, device)
         self.head = None if config.tied else Linear(config.width, vocab_size, bias=False, device=device)
 
-    def forward(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T) of int64; with a cache, T new tokens after the S that it holds."""
-        return self.logits(self.hidden(tokens, cache))
+        return self.logits(self.hidden(tokens, cache, layout))
 
-    def hidden(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
-        """What the head reads: the normed residual stream (B, T, D)."""
+    def hidden(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
+        """What the head reads: the normed residual stream (B, T, D). `layout`: where the tokens stand and what they see."""
         config = self.config
-        place = _places(tokens, cache)  # (T) or (B, T)
-        x = self.embedding(tokens)  # (B, T, D)
+        if layout is None:
+            layout = Layout() if cache is None else cache.layout(tokens.shape[1])
+        place = layout.places  # (T) or (B, T)
+        if place is None:
+            place = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self._embed(tokens)  # (B, T, D)
+        if self.smear is not None:
+            before = torch.cat((self._embed(_before(tokens, cache)), x[:, :-1]), 1)  # (B, T, D)
+            x = x + self.smear(x).sigmoid() * before * (place > 0).unsqueeze(-1)  # nothing stands before a text
         if self.positions is not None:
             x = x + self.positions(place)
         elif config.positions == "sinusoidal":
             x = x * math.sqrt(config.width) + sinusoids(place, config.width)
+        if self.spans is not None:
+            x = x + self.spans(torch.zeros_like(place) if layout.spans is None else layout.spans)
         x = F.dropout(x.to(self.compute_dtype), config.dropout, self.training)
         rotation = rotary(place, config.size_of_head, config.rope_theta) if config.positions == "rotary" else None
-        mask = None if cache is None else cache.mask(tokens.shape[1])
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation, mask, None if cache is None else cache.layers[index])
+            value = self.values[index](tokens).to(x.dtype) if config.value_embeddings else None  # (B, T, G K)
+            x = block(x, rotation, layout.mask, None if cache is None else cache.layers[index], value)
         if cache is not None:
+            cache.tokens[:, cache.length : cache.length + tokens.shape[1]] = tokens
             cache.length += tokens.shape[1]
         hidden: Tensor = self.norm(x)
         return hidden
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) -> their embeddings (B, T, D), normed where the settings say so."""
+        x: Tensor = self.embedding(tokens)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (…, D) -> (…, V)."""
@@ -90,8 +113,10 @@ class GPT(nn.Module):
         residual = name.endswith(("attention.output.weight", "ffn.down.weight"))
         if self.config.norm == "layer":
             return 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
-        if name.startswith(("embedding", "positions", "head")):
+        if name.startswith(("embedding", "positions", "spans", "head")):
             return 0.02
+        if name.startswith(("smear", "values")):
+            return 0.0  # a gate that is half open, and tables that say nothing yet
         return (1.0 / math.sqrt(2 * self.config.layers) if residual else 1.0) * 0.5 / math.sqrt(weight.shape[1])
 
 
@@ -112,9 +137,11 @@ class Block(nn.Module):
         rotation: "Rotation | None" = None,
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
+        value: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + F.dropout(self.attention(self.attention_norm(x), rotation, mask, cache), self.dropout, self.training)
+        """(B, T, D) -> (B, T, D). `value` as in `Attention`."""
+        mixed = self.attention(self.attention_norm(x), rotation, mask, cache, value)
+        x = x + F.dropout(mixed, self.dropout, self.training)
         return x + F.dropout(self.ffn(self.ffn_norm(x)), self.dropout, self.training)
 
 
@@ -127,13 +154,13 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.heads, self.groups, self.size = config.heads, config.key_value_heads, config.size_of_head
+        self.causal = config.objective != "masked"
         self.query = Linear(config.width, self.heads * self.size, bias=config.biases, device=device)
         self.key = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
         self.value = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
         self.output = Linear(self.heads * self.size, config.width, bias=config.biases, device=device)
         self.query_norm = Norm(config, self.size, device) if config.qk_norm else None
         self.key_norm = Norm(config, self.size, device) if config.qk_norm else None
-        self.attend = attend
 
     def forward(
         self,
@@ -141,12 +168,15 @@ class Attention(nn.Module):
         rotation: "Rotation | None" = None,
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
+        value: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D). Causal; `mask` (B or 1, 1, T, S) of True where a query may look replaces that rule."""
+        """(B, T, D) -> (B, T, D). `mask` (B or 1, 1, T, S) of True where a query may look replaces the rule of the model: up to
+        its own place, or with the masked objective everywhere. `value` (B, T, G K) is added to the values."""
         batch, length, _ = x.shape
         q = self.query(x).view(batch, length, self.heads, self.size)  # (B, T, H, K)
         k = self.key(x).view(batch, length, self.groups, self.size)  # (B, T, G, K)
-        v = self.value(x).view(batch, length, self.groups, self.size).transpose(1, 2)  # (B, G, T, K)
+        v = self.value(x) if value is None else self.value(x) + value  # (B, T, G K)
+        v = v.view(batch, length, self.groups, self.size).transpose(1, 2)  # (B, G, T, K)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, K), (B, G, T, K)
@@ -154,29 +184,24 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, K)
-        out = self.attend(q, k, v, mask)  # (B, H, T, K)
+        out = attend(q, k, v, mask, causal=self.causal)  # (B, H, T, K)
         projected: Tensor = self.output(out.transpose(1, 2).reshape(batch, length, -1))  # (B, T, D)
         return projected
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = True) -> Tensor:
     """softmax(q k^T / sqrt(K) + M) v: (B, H, T, K), (B, G, S, K), (B, G, S, K) -> (B, H, T, K).
 
-    Without a mask it is causal and T == S.
+    Without a mask T == S, and it is causal or, where that is not wanted, sees everything.
     """
-    if mask is None and is_plain(q.device.type, q.shape[2]):
-        return attend_plainly(q, k, v)
-    grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    if q.device.type == "cpu" and mask is None and causal and q.shape[2] <= 512:
+        return _attend_plainly(q, k, v)
+    grouped, causal = k.shape[1] != q.shape[1], causal and mask is None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
-def is_plain(device: str, length: int) -> bool:
-    """Whether the equation as it stands is faster, forward and backward, than the fused kernel: on CPUs, with few tokens."""
-    return device == "cpu" and length <= 512
-
-
-def attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The equation as it stands, causal."""
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The equation as it stands. On CPUs and short contexts faster, forward and backward, than the fused kernel."""
     batch, heads, length, size = q.shape
     if k.shape[1] != heads:
         k = k.repeat_interleave(heads // k.shape[1], dim=1)
@@ -309,6 +334,30 @@ def sinusoids(place: Tensor, width: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
 
 
+# -------------------------------------------------------------------------------------------------------- layout --
+
+
+class Layout(NamedTuple):
+    """Where tokens stand and what they may see, wherever that is not one text from left to right."""
+
+    places: Tensor | None = None
+    """Position of every token, (T) or (B, T); unset: 0, 1, …"""
+    spans: Tensor | None = None
+    """Prefix objective: position inside of a hidden span, from 1, and 0 around it, (B, T); unset: all 0."""
+    mask: Tensor | None = None
+    """True where a token may look, (B or 1, 1, T, S); unset: the rule of the model."""
+
+
+def sight(length: int, parts: Tensor | None, exposed: Tensor | None, device: torch.device) -> Tensor:
+    """Mask (B, 1, T, T) of tokens that see what stands before them and what is `exposed` (B, T), of their own part (B, T)."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]  # (1, T, T)
+    if exposed is not None:
+        seen = seen | exposed[:, None]  # (B, T, T)
+    if parts is not None:
+        seen = seen & (parts[:, :, None] == parts[:, None])
+    return seen[:, None]
+
+
 # --------------------------------------------------------------------------------------------------------- cache --
 
 
@@ -327,7 +376,11 @@ class LayerCache:
 
 
 class Cache:
-    """What attention remembers of the tokens before. Prompts of different lengths are padded on the left."""
+    """What attention remembers of the tokens before. Prompts of different lengths are padded on the left.
+
+    With the prefix objective the last token of a prompt begins a span: it and all that follow stand at the place of the token
+    before it, which hides them.
+    """
 
     def __init__(self, model: GPT, batch: int, room: int, padding: Tensor | None = None) -> None:
         config, device = model.config, model.embedding.weight.device
@@ -337,33 +390,46 @@ class Cache:
             return torch.empty(shape, dtype=model.compute_dtype, device=device)
 
         self.layers = [LayerCache(empty(), empty()) for _ in range(config.layers)]
+        self.tokens = torch.empty((batch, room), dtype=torch.int64, device=device)  # what was read so far
         self.padding = padding  # (B) of int64: how many tokens on the left are padding; None when there are none
-        self.length = 0
+        self.length, self.prompt = 0, 0
+        self.infills = config.objective == "prefix"
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
-        self.length = length
+        self.length, self.prompt = length, min(self.prompt, length)
         for layer in self.layers:
             layer.length = length
 
-    def mask(self, new: int) -> Tensor | None:
-        """True where a new token may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T."""
-        if self.padding is None and self.length == 0:
-            return None
+    def layout(self, new: int) -> Layout:
+        """Of the next `new` tokens; the first ones are the prompt."""
         device = self.layers[0].keys.device
-        seen = torch.arange(self.length + new, device=device)
-        mask = (seen <= seen[self.length :].unsqueeze(-1)).view(1, 1, new, -1)
+        place = torch.arange(self.length, self.length + new, device=device)
+        mask, spans = self._mask(place), None
+        if self.infills:
+            self.prompt = self.prompt or new
+            spans = (place - self.prompt + 2).clamp_min(0)
+            place = place.clamp_max(self.prompt - 2)
+        if self.padding is not None:
+            place = (place - self.padding.unsqueeze(-1)).clamp_min(0)
+        return Layout(place, spans, mask)
+
+    def _mask(self, place: Tensor) -> Tensor | None:
+        """True where tokens at `place` (T) may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T."""
+        whole = self.infills and self.length == 0
+        if self.padding is None and self.length == 0 and not whole:
+            return None
+        seen = torch.arange(self.length + len(place), device=place.device)
+        mask = seen <= place.unsqueeze(-1)
+        if whole:
+            mask = mask | (seen < len(place) - 1)
+        mask = mask.view(1, 1, len(place), -1)
         if self.padding is None:
             return mask
         # A padding token looks at itself, so that no softmax is empty; nobody reads what comes out.
-        own = torch.eye(self.length + new, dtype=torch.bool, device=device)[self.length :]
-        return (mask & (seen >= self.padding.view(-1, 1, 1, 1))) | own
+        return (mask & (seen >= self.padding.view(-1, 1, 1, 1))) | (seen == place.unsqueeze(-1))
 
 
-def _places(tokens: Tensor, cache: Cache | None) -> Tensor:
-    """Position of every token: (T), or (B, T) when prompts are padded on the left."""
-    start = 0 if cache is None else cache.length
-    place = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-    if cache is None or cache.padding is None:
-        return place
-    return (place - cache.padding.unsqueeze(-1)).clamp_min(0)
+def _before(tokens: Tensor, cache: Cache | None) -> Tensor:
+    """The token (B, 1) before tokens (B, T); an arbitrary one where there is none."""
+    return tokens[:, :1] if cache is None or cache.length == 0 else cache.tokens[:, cache.length - 1 : cache.length]

@@ -1,30 +1,19 @@
 """Batches: what the model reads at a step. A pure function of (seed, step), so a resumed run needs no iterator's state."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gptcore.errors import CorpusError
-from gptcore.tokens.shards import Split
+from gptcore.errors import CorpusError, SettingsError
+from gptcore.tokens.objectives import IGNORED, Batch, Causal, Excerpts, Flags, Ids, Objective, blank
+from gptcore.tokens.shards import SourceStream, Split
 
-Ids = npt.NDArray[np.int64]
-
-IGNORED = -100
-"""Label of what is not learned from (torch's default)."""
-_PAD_TO = 16
-"""Rows are padded to a multiple of this, so that few shapes occur."""
 _POOL = 32
 """Batches whose rows are sorted by length together, so that little is padding."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tokens (B, T) and what follows each of them (B, T), both int64; labels are IGNORED where nothing is learned."""
-
-    tokens: Ids
-    labels: Ids
 
 
 class Batches(Protocol):
@@ -36,46 +25,99 @@ class Batches(Protocol):
     def at(self, step: int) -> Batch:
         """The global batch of `step` (from 0), over all micro-batches and processes."""
 
+    def longest(self, rows: int) -> Batch:
+        """So many rows, each as long as any; for its shapes, whatever it says."""
+
 
 class StreamBatches:
-    """Windows of `context` tokens over the text as one stream; each epoch cuts elsewhere and deals in another order."""
+    """Windows over the text as one stream or, with a `mixture`, over each of its sources as one."""
 
-    def __init__(self, split: Split, context: int, batch: int, seed: int) -> None:
-        self.split, self.context, self.batch, self.seed = split, context, batch, seed
+    def __init__(
+        self, split: Split, objective: Objective, batch: int, seed: int, mixture: Mapping[str, float] | None = None
+    ) -> None:
+        """`mixture`: share of the rows by source, scaled to sum to 1; 0 leaves a source out.
+
+        Raises `SettingsError` for a source without a share, `CorpusError` for too little text.
+        """
+        self.objective, self.batch, length = objective, batch, objective.reads
+        self.tokens_per_step = float(batch * length)
+        if mixture is None:
+            self.shares = [1.0]
+            self.streams = [Windows(split, length, [seed], "the training text")]
+            return
+        if unnamed := ", ".join(source for source in split.sources if source not in mixture):
+            raise SettingsError(f"training.mixture does not name {unnamed}: give every source a share, 0 leaves one out")
+        total = sum(mixture.values())
+        used = sorted(source for source, share in mixture.items() if share)
+        self.shares = [mixture[source] / total for source in used]
+        self.streams = [
+            Windows(split.of(source), length, [seed, number], f"the source {source} of training.mixture")
+            for number, source in enumerate(used, 1)
+        ]
+
+    def at(self, step: int) -> Batch:
+        """The global batch of `step`: (batch, context)."""
+        rows = dealt(step * self.batch, (step + 1) * self.batch, self.shares)
+        ids, starts, epochs = zip(*(self.streams[stream].at(place) for stream, place in rows), strict=True)
+        return self.objective.of_text(Excerpts(np.stack(ids), np.array(starts), np.array(epochs)))
+
+    def longest(self, rows: int) -> Batch:
+        """(rows, context)."""
+        return blank(self.objective, rows)
+
+
+class Windows:
+    """Windows of one stream without end; each epoch cuts elsewhere and deals in another order."""
+
+    def __init__(self, stream: Split | SourceStream, context: int, seed: Sequence[int], name: str) -> None:
+        self.stream, self.context, self.seed = stream, context, seed
         # Any offset below `context` leaves this many windows, each with one more token as the last label.
-        self.windows = (split.tokens - context) // context
-        if self.windows < 1:
+        self.per_epoch = (stream.tokens - context) // context
+        if self.per_epoch < 1:
             raise CorpusError(
-                f"the training text has {split.tokens} tokens, too few for one context of {context} at every offset "
+                f"{name} has {stream.tokens} tokens, too few for one context of {context} at every offset "
                 f"({2 * context} are needed): give more text or lower model.context"
             )
-        self.tokens_per_step = float(batch * context)
         self._epoch = -1
         self._order: Ids = np.empty(0, np.int64)
         self._offset = 0
 
-    def at(self, step: int) -> Batch:
-        """The global batch of `step`: (batch, context)."""
-        windows = np.stack([self._window(position) for position in range(step * self.batch, (step + 1) * self.batch)])
-        return Batch(windows[:, :-1], windows[:, 1:])
-
-    def _window(self, position: int) -> Ids:
-        epoch, index = divmod(position, self.windows)
+    def at(self, place: int) -> tuple[Ids, int, int]:
+        """The window at a place, (context + 1,), where it begins in the stream, and its epoch."""
+        epoch, index = divmod(place, self.per_epoch)
         if epoch != self._epoch:
-            random = np.random.default_rng([self.seed, epoch])
+            random = np.random.default_rng([*self.seed, epoch])
             self._epoch, self._offset = epoch, int(random.integers(self.context))
-            self._order = random.permutation(self.windows)
+            self._order = random.permutation(self.per_epoch)
         start = self._offset + int(self._order[index]) * self.context
-        return self.split.window(start, self.context + 1).astype(np.int64)
+        return self.stream.window(start, self.context + 1).astype(np.int64), start, epoch
+
+
+def dealt(first: int, last: int, shares: Sequence[float]) -> list[tuple[int, int]]:
+    """Stream and place in that stream of the rows `first` to `last - 1`, where each stream has its share of all rows.
+
+    Place i of a stream with share w is due at (i + 1/2) / w, and rows come in the order in which they are due. So whatever the
+    number of rows n, each of k streams has had n w of them, give or take 1/2 + k w / 2 (Webster's apportionment; Balinski and
+    Young, Fair Representation, 1982).
+    """
+    slack = len(shares)  # n rows are due at n, give or take half as much
+    begins = [max(0, round(share * (first - slack))) for share in shares]
+    due = [
+        ((place + 0.5) / share, stream, place)
+        for stream, (share, begin) in enumerate(zip(shares, begins, strict=True))
+        for place in range(begin, math.ceil(share * (last + slack)) + 1)
+    ]
+    skipped = first - sum(begins)
+    return [(stream, place) for _, stream, place in sorted(due)[skipped : skipped + last - first]]
 
 
 class RowBatches:
     """Rows of a task, each for itself, padded on the right; the loss is on the answer only."""
 
-    def __init__(self, split: Split, batch: int, pad: int, seed: int) -> None:
+    def __init__(self, split: Split, objective: Objective, batch: int, seed: int) -> None:
         if split.documents < 1:
             raise CorpusError("the task has no training rows: give it more text")
-        self.split, self.batch, self.pad, self.seed = split, batch, pad, seed
+        self.split, self.objective, self.batch, self.seed = split, objective, batch, seed
         self.lengths = np.array([len(split.document(row)) for row in range(split.documents)])
         self.steps_per_epoch = -(-split.documents // batch)
         self.tokens_per_step = float(self.lengths.sum() / self.steps_per_epoch)
@@ -87,7 +129,11 @@ class RowBatches:
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._deal(np.random.default_rng([self.seed, epoch]))
-        return pad_rows(self.split, self._batches[index], self.pad)
+        return self.objective.of_rows(_rows(self.split, self._batches[index]))
+
+    def longest(self, rows: int) -> Batch:
+        """(rows, longest row)."""
+        return self.objective.of_rows(_rows(self.split, np.full(rows, self.lengths.argmax())))
 
     def _deal(self, random: np.random.Generator) -> list[npt.NDArray[np.intp]]:
         """Batches of rows of similar length, in random order."""
@@ -98,17 +144,9 @@ class RowBatches:
         return [batches[index] for index in random.permutation(len(batches))]
 
 
-def pad_rows(split: Split, rows: npt.NDArray[np.intp], pad: int) -> Batch:
-    """Rows (B) of a masked split as a batch; labels only where the mask says that a token is learned."""
-    longest = max(len(split.document(int(row))) for row in rows) - 1
-    width = -(-longest // _PAD_TO) * _PAD_TO
-    tokens = np.full((len(rows), width), pad, np.int64)
-    labels = np.full((len(rows), width), IGNORED, np.int64)
-    for line, row in enumerate(rows):
-        ids, mask = split.document(int(row)).astype(np.int64), split.mask(int(row))
-        tokens[line, : len(ids) - 1] = ids[:-1]
-        labels[line, : len(ids) - 1] = np.where(mask[1:] > 0, ids[1:], IGNORED)
-    return Batch(tokens, labels)
+def _rows(split: Split, rows: npt.NDArray[np.intp]) -> list[tuple[Ids, Flags]]:
+    """Ids of rows of a masked split, and which of them are the answer."""
+    return [(split.document(int(row)).astype(np.int64), split.mask(int(row)) > 0) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -119,29 +157,56 @@ class HeldOut:
     text_bytes: int
     """UTF-8 bytes of the text behind the labels; 0 where the loss is on answers only."""
 
+    @property
+    def labels(self) -> int:
+        """Number of tokens that are predicted."""
+        return sum(batch.learned for batch in self.batches)
 
-def held_out_stream(split: Split, context: int, batch: int, tokens: int, control: frozenset[int]) -> HeldOut:
-    """Whole documents, drawn once and for all, up to about `tokens`, as windows; control symbols are not counted."""
-    chosen, total = [], 0
-    for document in np.random.default_rng(0).permutation(split.documents):
-        chosen.append(int(document))
-        total += len(split.document(int(document)))
+
+def held_out_stream(split: Split, objective: Objective, batch: int, tokens: int) -> dict[str, HeldOut]:
+    """Whole documents, drawn once and for all, up to about `tokens`, by source.
+
+    The documents of a source are one stream, cut into windows; control symbols are not counted. Only where every token is
+    learned are the labels all of the text, so that it has a number of bytes.
+    """
+    chosen: dict[str, list[int]] = {}
+    total = 0
+    for document in map(int, np.random.default_rng(0).permutation(split.documents)):
+        chosen.setdefault(split.source(document), []).append(document)
+        total += len(split.document(document))
         if total >= tokens:
             break
-    stream = np.concatenate([split.document(document) for document in chosen]).astype(np.int64)
-    labels = np.where(np.isin(stream, list(control)), IGNORED, stream)[1:]
-    windows = -(-len(labels) // context)
-    padding = windows * context - len(labels)
-    tokens_in = np.pad(stream[:-1], (0, padding)).reshape(windows, context)
-    labels_in = np.pad(labels, (0, padding), constant_values=IGNORED).reshape(windows, context)
-    batches = [Batch(tokens_in[at : at + batch], labels_in[at : at + batch]) for at in range(0, windows, batch)]
-    return HeldOut(tuple(batches), sum(split.bytes(document) for document in chosen))
+    return {
+        source: HeldOut(
+            _windows(np.concatenate([split.document(document) for document in documents]).astype(np.int64), objective, batch),
+            sum(split.bytes(document) for document in documents) if isinstance(objective, Causal) else 0,
+        )
+        for source, documents in sorted(chosen.items())
+    }
 
 
-def held_out_rows(split: Split, batch: int, tokens: int, pad: int) -> HeldOut:
+def _windows(stream: Ids, objective: Objective, batch: int) -> tuple[Batch, ...]:
+    """A stream (N,) as batches of windows, the last of them filled up with padding."""
+    length = objective.reads
+    windows = -(-(len(stream) - 1) // length)
+    stream = np.pad(stream, (0, windows * length + 1 - len(stream)), constant_values=objective.symbols.pad)
+    starts = np.arange(windows) * length
+    cut = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[starts]
+    return tuple(
+        _without_controls(objective.of_text(Excerpts(cut[part], starts[part], np.zeros(len(cut[part]), np.int64))), objective)
+        for part in (slice(start, start + batch) for start in range(0, windows, batch))
+    )
+
+
+def _without_controls(batch: Batch, objective: Objective) -> Batch:
+    """A batch whose labels are text only."""
+    return replace(batch, labels=np.where(np.isin(batch.labels, objective.symbols.control), IGNORED, batch.labels))
+
+
+def held_out_rows(split: Split, objective: Objective, batch: int, tokens: int) -> HeldOut:
     """Rows of a task, drawn once and for all, up to about `tokens`, of similar length side by side."""
     lengths = np.array([len(split.document(row)) for row in range(split.documents)])
     order = np.random.default_rng(0).permutation(split.documents)
     order = order[: int(np.searchsorted(np.cumsum(lengths[order]), tokens)) + 1]
     order = order[np.argsort(lengths[order], kind="stable")]
-    return HeldOut(tuple(pad_rows(split, order[at : at + batch], pad) for at in range(0, len(order), batch)), 0)
+    return HeldOut(tuple(objective.of_rows(_rows(split, order[at : at + batch])) for at in range(0, len(order), batch)), 0)

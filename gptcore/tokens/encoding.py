@@ -75,7 +75,7 @@ def _encode(
                 for source, text, ids in zip(sources, texts, tokenizer.encode_batch(texts), strict=True):
                     document = [tokenizer.begin_id, *ids, tokenizer.end_id]
                     size = len(text.encode())
-                    writer.add(split, document, size)
+                    writer.add(split, document, size, source=source)
                     counts.update({(source, split, "documents"): 1, (source, split, "tokens"): len(document)})
                     counts[source, split, "bytes"] += size
     write_shards_report(folder / REPORT, counts)

@@ -1,9 +1,10 @@
 """Token ids on disk: flat files that are memory-mapped, with the documents' boundaries beside them. Nothing is cropped.
 
-<folder>/index.json                  dtype, vocabulary, tokenizer, masked, and per split its counts and shards
+<folder>/index.json                  dtype, vocabulary, tokenizer, masked, sources, and per split its counts and shards
 <folder>/<split>/00000.tokens        the ids one after the other, raw little-endian uint16 or uint32
 <folder>/<split>/00000.offsets.npy   int64, (documents + 1,): where each document begins and the last one ends
 <folder>/<split>/00000.bytes.npy     int64, (documents,): UTF-8 bytes of the text behind each document
+<folder>/<split>/00000.sources.npy   uint16, (documents,): which of the index's sources each document came from
 <folder>/<split>/00000.mask          raw uint8, 1 where a token is learned; of tasks only
 """
 
@@ -24,6 +25,9 @@ INDEX = "index.json"
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
+Sources = npt.NDArray[np.uint16]
+_SOURCE = np.dtype("<u2")
+_COUNT = np.dtype("<i8")
 
 
 class ShardWriter:
@@ -40,12 +44,14 @@ class ShardWriter:
             "vocabulary": vocabulary,
             "tokenizer": tokenizer,
             "masked": masked,
+            "sources": [],
             "splits": {split: {"documents": 0, "tokens": 0, "bytes": 0, "shards": []} for split in SPLITS},
         }
         self._open: dict[str, _OpenShard] = {}
+        self._sources: dict[str, int] = {}
 
-    def add(self, split: str, ids: Sequence[int], text_bytes: int, mask: Sequence[int] | None = None) -> None:
-        """Append a document to a split. `mask` (of a masked writer) has one 0 or 1 per id.
+    def add(self, split: str, ids: Sequence[int], text_bytes: int, mask: Sequence[int] | None = None, source: str = "") -> None:
+        """Append a document to a split. `mask` (of a masked writer) has one 0 or 1 per id; the rows of a task name no source.
 
         Raises `TokenizerError` for an id outside the vocabulary.
         """
@@ -65,6 +71,7 @@ class ShardWriter:
             shard.mask.write(np.asarray(mask, dtype=np.uint8).tobytes())
         shard.offsets.append(shard.offsets[-1] + array.size)
         shard.bytes.append(text_bytes)
+        shard.sources.append(self._sources.setdefault(source, len(self._sources)))
 
     def _close(self, split: str) -> None:
         shard = self._open.pop(split)
@@ -82,6 +89,7 @@ class ShardWriter:
         for split in list(self._open):
             self._close(split)
         if error is None:
+            self._index["sources"] = list(self._sources)
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._folder / INDEX, self._index)
 
@@ -94,14 +102,15 @@ class _OpenShard:
         self.place = place
         self.tokens = place.with_suffix(".tokens").open("wb")
         self.mask: IO[bytes] | None = place.with_suffix(".mask").open("wb") if masked else None
-        self.offsets, self.bytes = [0], list[int]()
+        self.offsets, self.bytes, self.sources = [0], list[int](), list[int]()
 
     def close(self) -> None:
         self.tokens.close()
         if self.mask is not None:
             self.mask.close()
-        np.save(self.place.with_suffix(".offsets.npy"), np.array(self.offsets, dtype="<i8"))
-        np.save(self.place.with_suffix(".bytes.npy"), np.array(self.bytes, dtype="<i8"))
+        np.save(self.place.with_suffix(".offsets.npy"), np.array(self.offsets, _COUNT))
+        np.save(self.place.with_suffix(".bytes.npy"), np.array(self.bytes, _COUNT))
+        np.save(self.place.with_suffix(".sources.npy"), np.array(self.sources, _SOURCE))
 
 
 class Shards:
@@ -114,8 +123,10 @@ class Shards:
         self.tokenizer: str = index["tokenizer"]
         """Digest of the tokenizer that made the ids."""
         self.masked: bool = index["masked"]
+        self.sources: tuple[str, ...] = tuple(index["sources"])
+        """Names of those that the documents came from."""
         self._splits = {
-            name: Split([_Shard(folder / name, shard, self.dtype, self.masked) for shard in split["shards"]], self.dtype)
+            name: Split([_Shard(folder / name, shard, self) for shard in split["shards"]], self.dtype, self.sources)
             for name, split in index["splits"].items()
         }
 
@@ -141,8 +152,10 @@ class Shards:
 class Split:
     """The documents of a split over all its shards; arrays are views of the files, in their dtype."""
 
-    def __init__(self, shards: Sequence["_Shard"], dtype: np.dtype[Any]) -> None:
+    def __init__(self, shards: Sequence["_Shard"], dtype: np.dtype[Any], sources: tuple[str, ...]) -> None:
         self._shards, self._dtype = shards, dtype
+        self.sources = sources
+        """Of all splits: one may have no document here."""
         self._first_document = np.cumsum([0, *(shard.documents for shard in shards)])
         self._first_token = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
 
@@ -172,6 +185,20 @@ class Split:
         shard, inside = self._locate(index)
         return int(shard.bytes[inside])
 
+    def source(self, index: int) -> str:
+        """Name of the source that a document came from."""
+        shard, inside = self._locate(index)
+        return self.sources[int(shard.sources[inside])]
+
+    def of(self, source: str) -> "SourceStream":
+        """The documents of one source as a stream of their own; empty where there are none."""
+        number = self.sources.index(source) if source in self.sources else -1
+        mine = np.concatenate([[False], *(shard.sources == number for shard in self._shards), [False]])
+        offsets = zip(self._first_token, self._shards, strict=False)
+        bounds = np.concatenate([*(first + shard.offsets[:-1] for first, shard in offsets), [self.tokens]])
+        runs = bounds[np.flatnonzero(mine[1:] != mine[:-1])].reshape(-1, 2)
+        return SourceStream(self, runs)
+
     def window(self, start: int, length: int) -> Tokens:
         """`length` ids from `start` on, over all documents as one stream. (length,)"""
         if not 0 <= start <= start + length <= self.tokens:
@@ -193,20 +220,48 @@ class Split:
         return self._shards[shard], index - int(self._first_document[shard])
 
 
+class SourceStream:
+    """The tokens of one source, as if there were no others."""
+
+    def __init__(self, split: Split, runs: Counts) -> None:
+        """`runs`: begin and end, in the split, of documents that follow one another. (runs, 2)"""
+        self._split, self._begins = split, runs[:, 0]
+        self._first = np.cumsum([0, *(runs[:, 1] - runs[:, 0])])
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return int(self._first[-1])
+
+    def window(self, start: int, length: int) -> Tokens:
+        """`length` ids from `start` on, over the documents of the source. (length,)"""
+        if not 0 <= start <= start + length <= self.tokens:
+            raise IndexError(f"tokens {start} to {start + length} of {self.tokens}")
+        end = start + length
+        parts: list[Any] = [self._split.window(0, 0)]
+        for run in range(int(np.searchsorted(self._first, start, side="right")) - 1, int(np.searchsorted(self._first, end))):
+            first, last = max(start, int(self._first[run])), min(end, int(self._first[run + 1]))
+            parts.append(self._split.window(int(self._begins[run]) + first - int(self._first[run]), last - first))
+        return np.concatenate(parts)
+
+
 class _Shard:
     """The files of one shard, memory-mapped and held against the index."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], dtype: np.dtype[Any], masked: bool) -> None:
+    def __init__(self, folder: Path, entry: dict[str, Any], of: Shards) -> None:
         place = folder / entry["name"]
         self.documents: int = entry["documents"]
-        self.tokens: Tokens = _map(place.with_suffix(".tokens"), dtype, entry["tokens"])
-        self.mask: Mask | None = _map(place.with_suffix(".mask"), np.dtype(np.uint8), entry["tokens"]) if masked else None
-        self.offsets = _load(place.with_suffix(".offsets.npy"), entry["documents"] + 1)
-        self.bytes = _load(place.with_suffix(".bytes.npy"), entry["documents"])
+        self.tokens: Tokens = _map(place.with_suffix(".tokens"), of.dtype, entry["tokens"])
+        self.mask: Mask | None = _map(place.with_suffix(".mask"), np.dtype(np.uint8), entry["tokens"]) if of.masked else None
+        self.offsets: Counts = _load(place.with_suffix(".offsets.npy"), entry["documents"] + 1, _COUNT)
+        self.bytes: Counts = _load(place.with_suffix(".bytes.npy"), entry["documents"], _COUNT)
+        self.sources: Sources = _load(place.with_suffix(".sources.npy"), entry["documents"], _SOURCE)
         if self.offsets[0] != 0 or self.offsets[-1] != entry["tokens"] or (np.diff(self.offsets) < 0).any():
             raise _corrupt(place.with_suffix(".offsets.npy"), f"does not divide the {entry['tokens']} tokens of its shard")
         if self.bytes.sum() != entry["bytes"]:
             raise _corrupt(place.with_suffix(".bytes.npy"), f"does not add up to the {entry['bytes']} bytes of its shard")
+        if (self.sources >= len(of.sources)).any():
+            raise _corrupt(place.with_suffix(".sources.npy"), f"names other sources than the {len(of.sources)} of {INDEX}")
 
 
 def _map(path: Path, dtype: Any, count: int) -> Any:
@@ -217,13 +272,13 @@ def _map(path: Path, dtype: Any, count: int) -> Any:
     return np.asarray(np.memmap(path, dtype, mode="r")) if count else np.empty(0, dtype)
 
 
-def _load(path: Path, count: int) -> Counts:
+def _load(path: Path, count: int, dtype: np.dtype[Any]) -> Any:
     try:
-        array: Counts = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
         raise _corrupt(path, f"cannot be read ({error})") from error
-    if array.shape != (count,) or array.dtype != np.int64:
-        raise _corrupt(path, f"holds {array.dtype} {array.shape} instead of int64 ({count},)")
+    if array.shape != (count,) or array.dtype != dtype:
+        raise _corrupt(path, f"holds {array.dtype} {array.shape} instead of {dtype} ({count},)")
     return array
 
 

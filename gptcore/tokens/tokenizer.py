@@ -67,6 +67,8 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocabulary: int = self._processor.vocab_size()
         self.begin_id, self.end_id, self.pad_id = (self._processor.piece_to_id(name) for name in (BEGIN, END, PAD))
+        self.mask_id: int = self._processor.piece_to_id(UNKNOWN)
+        """What hides a token from a masked or prefix model."""
         self.system_id, self.user_id, self.assistant_id = (self._processor.piece_to_id(name) for name in ROLES)
         self.control_ids: frozenset[int] = frozenset(self._processor.piece_to_id(name) for name in CONTROLS)
         """What no text yields; `decode` leaves it out."""

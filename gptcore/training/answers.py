@@ -3,7 +3,6 @@
 import time
 
 import torch
-import torch.distributed as dist
 
 from gptcore.tokens.batches import RowBatches
 from gptcore.training.budget import decide_compile, pays, seconds_of, steps_in
@@ -30,7 +29,7 @@ def answer(trainer: Trainer) -> None:
         evaluation_seconds = seconds_of(lambda _: trainer.evaluate(), 1)
         left = training.minutes * 60 - (time.perf_counter() - started)
         steps, evaluations = steps_in(left, step_seconds, evaluation_seconds, training.evaluations)
-        steps = int(_agreed(steps, trainer))
+        steps = int(trainer.rank.same(steps))
     trainer.resolved = _with(
         trainer.resolved,
         steps=steps,
@@ -48,7 +47,7 @@ def _choose_compile(trainer: Trainer) -> float | None:
     training, resolved, eager = trainer.job.training, trainer.resolved, None
     seconds = None if training.minutes is None else training.minutes * 60
     if seconds is not None or (training.compile == "auto" and resolved.steps >= _PROBE_FROM):
-        eager = _agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
+        eager = trainer.rank.same(seconds_of(trainer.train_step, _PROBE_STEPS))
         seconds = seconds or eager * resolved.steps
     compiled, reason = decide_compile(training.compile, resolved.device, seconds)
     step_seconds = eager
@@ -57,7 +56,7 @@ def _choose_compile(trainer: Trainer) -> float | None:
             trainer.loss_function = _compiled(trainer)
             trainer.train_step(0)
             if eager is not None:
-                step_seconds = _agreed(seconds_of(trainer.train_step, _PROBE_STEPS), trainer)
+                step_seconds = trainer.rank.same(seconds_of(trainer.train_step, _PROBE_STEPS))
                 if training.compile == "auto":
                     compiled, reason = pays(eager, step_seconds)
         except Exception as error:
@@ -78,20 +77,12 @@ def _with(resolved: Resolved, **answers: object) -> Resolved:
     return resolved.model_copy(update=answers)
 
 
-def _agreed(value: float, trainer: Trainer) -> float:
-    """The first rank's number, on all ranks: they must decide alike."""
-    if trainer.rank.world == 1:
-        return value
-    shared = torch.tensor(value, device=trainer.device, dtype=torch.float64)
-    dist.broadcast(shared, 0)
-    return float(shared)
-
-
 def _describe(trainer: Trainer) -> str:
     resolved = trainer.resolved
     weights = sum(weight.numel() for weight in trainer.model.parameters())
+    together = f" in each of {resolved.world} processes" if resolved.world > 1 else ""
     return (
         f"{weights / 1e6:.1f} M parameters, {resolved.steps} steps of {resolved.tokens_per_step:.0f} tokens, "
         f"{resolved.precision} on {resolved.device_name}, {resolved.threads} thread(s), about {resolved.memory_mb} MB with "
-        f"micro-batches of {resolved.micro_batch}; {resolved.compile_reason}"
+        f"{resolved.micro_batch} sequences at a time{together}; {resolved.compile_reason}"
     )

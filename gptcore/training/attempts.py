@@ -1,12 +1,14 @@
 """What a training cost: every trainer process of a run folder, also one that was killed, in `attempts.jsonl`. No torch here.
 
-    {"attempt": 2, "started": 1767225600.0, "energy_source": "", "energy_missing": "/sys/class/powercap has no CPU package"}
+    {"attempt": 2, "started": 1767225600.0, "energy_source": "", "energy_missing": "/sys/class/powercap has no CPU package", …}
+    {"attempt": 2, "micro_batch": 8}
     {"attempt": 2, "device": "AMD EPYC", "from_step": 20, "tokens_per_step": 2048.0}
     {"attempt": 2, "seconds": 41.3, "step": 31, "joules": null}
     {"attempt": 2, "seconds": 96.0, "step": 60, "joules": null, "ended": "finished"}
 
 Lines are only appended, a few facts at a time, at least every five seconds: a later line of an attempt overrules an earlier
 one, and a kill loses what happened since the last. The journal cannot tell this: it is cut back when a training is resumed.
+Of several processes the first one writes; the others add at most that memory ran out.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gptcore.training.energy import Meter, Source
+from gptcore.training.memory import Kills
 
 _EVERY = 5.0
 """Longest time in seconds between two lines."""
@@ -51,12 +54,28 @@ class Attempt(BaseModel):
     energy_missing: str = ""
     """What was not measured and why, in words."""
     ended: str = "killed"
-    """`finished`, `stopped` (asked to, after a save), `failed` (with an error), or `killed`: without a word."""
+    """`finished`, `stopped` (asked to, after a save), `failed` (with an error), or `killed`: without a word, or because another
+    of its processes was gone."""
+    micro_batch: int | None = None
+    """Sequences that it computed at a time; None: it ended before it knew."""
+    out_of_memory: bool = False
+    """Whether one of its processes could not get any more memory."""
+    oom_kills: int | None = None
+    """What the kernel had counted in `memory_group` when it began; None where nothing tells."""
+    memory_group: str = ""
 
     @property
     def steps(self) -> int:
         """How many it did, whether or not they were kept."""
         return 0 if self.from_step is None else max(0, self.step - self.from_step)
+
+    def ran_out(self, now: Kills | None) -> bool:
+        """Whether it ended for want of memory; `now`: what the kernel has counted since."""
+        if self.out_of_memory:
+            return True
+        if self.ended != "killed" or self.oom_kills is None or now is None or now.group != self.memory_group:
+            return False
+        return now.count > self.oom_kills
 
     def as_row(self) -> dict[str, Any]:
         """For `cost.json`."""
@@ -70,7 +89,7 @@ class Attempt(BaseModel):
 class Recorder:
     """Writes the attempt that this process is, inside `with`. Nothing that goes wrong here fails or slows training."""
 
-    def __init__(self, file: Path, *sources: Source) -> None:
+    def __init__(self, file: Path, *sources: Source, kills: Kills | None = None) -> None:
         self.ended = "failed"
         """How it ended, unless somebody says better."""
         self.step = 0
@@ -78,6 +97,11 @@ class Recorder:
         self._meter = Meter(*sources)
         self._joules = self._meter.joules()
         self._number = 1 + max(_read(file), default=0)
+        self._kills = kills
+        self.micro_batch: int | None = None
+        before = read_attempts(file)
+        self.too_much = before[-1].micro_batch if before and before[-1].ran_out(kills) else None
+        """The micro-batch of the attempt before, if it ended for want of memory."""
         self._lock, self._leaving = threading.Lock(), threading.Event()
         self._handle: int | None = None
         with contextlib.suppress(OSError):
@@ -86,7 +110,8 @@ class Recorder:
 
     def __enter__(self) -> Self:
         # A line feed first: the last line of an attempt before this one may have been cut off by a full disk or a power cut.
-        self._write({"started": round(time.time(), 3), **self._energy()}, begin="\n" if self._number > 1 else "")
+        counted = {} if self._kills is None else {"oom_kills": self._kills.count, "memory_group": self._kills.group}
+        self._write({"started": round(time.time(), 3), **self._energy(), **counted}, begin="\n" if self._number > 1 else "")
         self._thread.start()
         return self
 
@@ -103,6 +128,11 @@ class Recorder:
         with self._lock:
             self._meter.add(source)
         self._write(self._energy())
+
+    def compute(self, micro_batch: int) -> None:
+        """So many sequences are computed at a time."""
+        self.micro_batch = micro_batch
+        self._write({"micro_batch": micro_batch})
 
     def begin(self, step: int, tokens_per_step: float, device: str) -> None:
         """The steps begin after `step`."""
@@ -128,6 +158,12 @@ class Recorder:
         if self._handle is not None:
             with contextlib.suppress(OSError):
                 os.write(self._handle, f"{begin}{json.dumps({'attempt': self._number, **facts})}\n".encode())
+
+
+def note_out_of_memory(file: Path) -> None:
+    """Any process of the newest attempt says that it got no more memory."""
+    with contextlib.suppress(OSError), file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"attempt": max(_read(file), default=1), "out_of_memory": True}) + "\n")
 
 
 def read_attempts(file: Path) -> list[Attempt]:

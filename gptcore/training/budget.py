@@ -7,18 +7,21 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from gptcore.config import ModelConfig, TrainingConfig
+from gptcore.config import TrainingConfig
 from gptcore.errors import TrainingError
 from gptcore.model.folder import default_dtype, pick_device
 from gptcore.room import amount
 from gptcore.tokens.batches import Batches
-from gptcore.training.job import Resolved
+from gptcore.training.footprint import Footprint
+from gptcore.training.job import Job, Precision, Resolved
 from gptcore.training.machine import free_memory
-from gptcore.training.memory import Footprint, Memory
+from gptcore.training.memory import ONE_IS_TOO_MUCH
 
 TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 65_536}
 """Largest micro-batch in tokens: more are not faster."""
@@ -32,16 +35,24 @@ _GAIN = 0.98
 """A compiled step has to take at most this share of an eager one."""
 
 
-def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batches: Batches) -> Resolved:
+@dataclass(frozen=True)
+class Change:
+    """An answer that is not what it was; for the journal."""
+
+    event: Literal["adapted", "memory"]
+    text: str
+    """A sentence for people."""
+
+
+def resolve(job: Job, vocabulary: int, batches: Batches) -> Resolved:
     """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0.
 
-    Raises `TrainingError` when the processes do not divide the batch or not one sequence fits into memory.
+    Raises `TrainingError` when not one sequence fits into memory.
     """
-    device = pick_device(training.device)
-    dtype = dtype_on(device, training)
-    cores = len(os.sched_getaffinity(0))
-    rows = rows_of_a_process(training)
-    micro_batch, memory = _fit(training, model, vocabulary, rows, device, dtype)
+    training, device = job.training, pick_device(job.training.device)
+    precision = precision_for(training.precision, device)
+    footprint = Footprint(job.model, vocabulary, training, batches.longest, device.type, dtype_of(precision))
+    micro_batch = _micro_batch(footprint, free_memory(device, training.processes))
     steps = training.steps or 0
     if training.tokens is not None:
         steps = math.ceil(training.tokens / batches.tokens_per_step)
@@ -49,11 +60,12 @@ def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batch
         steps=steps,
         batch=training.batch,
         micro_batch=micro_batch,
+        nodes=training.nodes,
         processes=training.processes,
-        threads=training.threads or max(1, cores // training.processes),
+        threads=threads_for(training),
         device="cuda" if device.type == "cuda" else "cpu",
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        precision="bfloat16" if dtype == torch.bfloat16 else "float32",
+        precision=precision,
         compiled=False,
         compile_reason="not asked for" if training.compile is False else "",
         seed=training.seed,
@@ -61,47 +73,80 @@ def resolve(training: TrainingConfig, model: ModelConfig, vocabulary: int, batch
         tokens_per_second=None,
         evaluate_every=0,
         torch=torch.__version__,
-        memory_mb=memory.total >> 20,
+        memory_mb=footprint.at(micro_batch).total >> 20,
     )
 
 
-def dtype_on(device: torch.device, training: TrainingConfig) -> torch.dtype:
-    """What a training computes in."""
-    return {"auto": default_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}[training.precision]
+def _micro_batch(footprint: Footprint, free: int) -> int:
+    """What the settings ask for, or else the largest that is worth it and fits into `free` bytes."""
+    if asked := footprint.training.micro_batch:
+        return min(footprint.rows, asked)
+    there = int(ROOM * free)
+    if found := footprint.largest(most_rows(footprint), there):
+        return found
+    need, length = amount(footprint.at(1).training), footprint.length
+    raise TrainingError(
+        f"training this model takes {need} of memory with one sequence of {length} tokens at a time and {amount(there)} are "
+        "there for it: lower model.context, model.width or model.layers, free some memory, or set training.micro_batch=1 to "
+        "try it all the same"
+    )
 
 
-def rows_of_a_process(training: TrainingConfig) -> int:
-    """Sequences that one process has of a batch. Raises `TrainingError` when they do not all have as many."""
-    if training.batch % training.processes:
-        raise TrainingError(
-            f"processes ({training.processes}) do not divide batch ({training.batch}): change one of them, "
-            "so that every process has as many rows"
-        )
-    return training.batch // training.processes
+def most_rows(footprint: Footprint) -> int:
+    """The largest micro-batch that is worth it."""
+    return min(footprint.rows, max(1, TOKENS_AT_ONCE[footprint.device] // footprint.length))
 
 
-def _fit(
-    training: TrainingConfig, model: ModelConfig, vocabulary: int, rows: int, device: torch.device, dtype: torch.dtype
-) -> tuple[int, Memory]:  # fmt: skip
-    """The micro-batch that was asked for, or else the largest that fits, and the memory it takes; `rows` are a step's."""
-    footprint = Footprint(model, vocabulary, training, device.type, dtype)
-    micro_batch = training.micro_batch and min(rows, training.micro_batch)
-    if micro_batch is None:
-        there = int(ROOM * free_memory(device, training.processes))
-        micro_batch = footprint.largest(most_rows(device.type, model.context, rows), rows, there)
-        if micro_batch == 0:
-            need = footprint.at(1, repeated=rows > 1).training
-            raise TrainingError(
-                f"training this model takes {amount(need)} of memory with one sequence of {model.context} tokens at a time "
-                f"and {amount(there)} are there for it: lower model.context, model.width or model.layers, free some memory, or "
-                "set training.micro_batch=1 to try it all the same"
-            )
-    return micro_batch, footprint.at(micro_batch, repeated=micro_batch < rows)
+def precision_for(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """What activations are computed in: with `auto` two bytes where the hardware multiplies them natively."""
+    if wanted != "auto":
+        return wanted
+    if default_dtype(device) == torch.bfloat16:
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
 
 
-def most_rows(device: str, context: int, rows: int) -> int:
-    """The largest micro-batch that is worth it, of a step with `rows` sequences."""
-    return min(rows, max(1, TOKENS_AT_ONCE[device] // context))
+def dtype_of(precision: Precision) -> torch.dtype:
+    """torch's name of it."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def threads_for(training: TrainingConfig) -> int:
+    """CPU threads of one process."""
+    return training.threads or max(1, len(os.sched_getaffinity(0)) // training.processes)
+
+
+def adapt(answers: Resolved, training: TrainingConfig, too_much: int | None) -> tuple[Resolved, list[Change]]:
+    """The answers of an earlier trainer for what the settings ask for by now, and what is another than before.
+
+    All of it changes the result by rounding only. `too_much`: the micro-batch with which memory ran out last time. Raises
+    `TrainingError` when that was a single sequence.
+    """
+    if too_much == 1:
+        raise TrainingError(ONE_IS_TOO_MUCH)
+    changes = []
+    moved = (answers.nodes, answers.processes) != (training.nodes, training.processes)
+    # Unset, the threads of a machine with other cores, maybe: equal bits come first.
+    threads = threads_for(training) if moved or training.threads is not None else answers.threads
+    rows = training.batch // training.world
+    size = min(rows, training.micro_batch or answers.micro_batch, answers.micro_batch)
+    placed = {"nodes": training.nodes, "processes": training.processes, "threads": threads, "micro_batch": size}
+    adapted = answers.model_copy(update=placed)
+    if adapted != answers:
+        changes.append(Change("adapted", f"goes on with {_placed(adapted)}; it was {_placed(answers)}"))
+    if too_much is not None and size > too_much // 2:
+        half = too_much // 2
+        adapted = adapted.model_copy(update={"micro_batch": half})
+        text = f"memory ran out with {too_much} sequences at a time: {half} from here on, in a step {training.batch} as before"
+        changes.append(Change("memory", text))
+    return adapted, changes
+
+
+def _placed(answers: Resolved) -> str:
+    return (
+        f"{answers.nodes} node(s) x {answers.processes} process(es) x {answers.threads} thread(s), "
+        f"{answers.micro_batch} sequences at a time"
+    )
 
 
 def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:
@@ -182,7 +227,7 @@ def _missing_toolchain(device: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of this machine's CPU."""
+    """Name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

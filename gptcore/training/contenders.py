@@ -11,9 +11,10 @@ from gptcore.config import OptimizerConfig
 from gptcore.errors import TrainingError
 from gptcore.model import GPT
 from gptcore.model.folder import default_dtype, pick_device
+from gptcore.model.inputs import Inputs
 from gptcore.model.loss import mean_loss
 from gptcore.training.bench import _MATRIX, BenchConfig, Contender
-from gptcore.training.budget import seconds_of
+from gptcore.training.budget import dtype_of, precision_for, seconds_of
 from gptcore.training.optimizers import Optimizers
 from gptcore.training.step import LossFunction, update
 
@@ -27,8 +28,7 @@ def make(name: str, config: BenchConfig) -> Contender:
 
 
 def _dtype(config: BenchConfig) -> torch.dtype:
-    automatic = default_dtype(pick_device(config.training.device))
-    return {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.training.precision]
+    return dtype_of(precision_for(config.training.precision, pick_device(config.training.device)))
 
 
 def _tokens(config: BenchConfig, extra: int = 0) -> Tensor:
@@ -55,8 +55,8 @@ class Ours:
         self.model.compute_dtype = dtype
         self.optimizers, self.clip = Optimizers(self.model, training.optimizer), training.optimizer.clip
         tokens = _tokens(config, 1)
-        self.parts = [(tokens[:, :-1], tokens[:, 1:])]
-        self.count = float(self.parts[0][1].numel())
+        self.parts = [Inputs(tokens[:, :-1], tokens[:, 1:])]
+        self.count = float(self.parts[0].labels.numel())
         tried = {"auto": (True, False), True: (True,), False: (False,)}[training.compile]
         self.loss, how = self._best(tried)
         self.setting = f"{str(dtype).removeprefix('torch.')}, {how}, {training.optimizer.algorithm}, {_threads(self.device)}"

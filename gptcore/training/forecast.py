@@ -10,19 +10,23 @@ tokenizing, saving and fine-tuning are not counted.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from gptcore.cards import card
-from gptcore.config import ModelConfig, PipelineConfig, TrainingConfig
+from gptcore.config import CostConfig, ModelConfig, PipelineConfig, TrainingConfig
 from gptcore.cost import price
 from gptcore.model import GPT
 from gptcore.model.folder import pick_device
+from gptcore.tokens.objectives import Symbols, blank, objective
 from gptcore.training.bench import flops_per_token
-from gptcore.training.budget import EVALUATION_SHARE, ROOM, dtype_on, most_rows, processor, rows_of_a_process
+from gptcore.training.budget import EVALUATION_SHARE, ROOM, dtype_of, most_rows, precision_for, processor
+from gptcore.training.footprint import PROCESS, Footprint, Memory
+from gptcore.training.job import Precision
 from gptcore.training.machine import free_memory, matrix_speed
-from gptcore.training.memory import Footprint, Memory
 from gptcore.training.muon import orthogonal_flops
 from gptcore.training.optimizers import block_matrices
 from gptcore.training.room import count_weights
@@ -43,9 +47,11 @@ class Place:
     title: str
     """In words."""
     device: Literal["cpu", "cuda"]
-    dtype: torch.dtype
+    precision: Precision
     flops: float
     """Peak of all, per second."""
+    muon_flops: float
+    """The same in what Muon computes in: with float16 that is float32."""
     utilisation: float
     memory: int
     """Bytes that one process may take."""
@@ -62,26 +68,27 @@ def places(names: Sequence[str], training: TrainingConfig, utilisation: float | 
 
 
 def _card(name: str, training: TrainingConfig, utilisation: float | None) -> Place:
-    known, count = card(name), training.processes
-    wide = training.precision == "float32" or known.bfloat16 is None
-    tera = known.float32 if wide or known.bfloat16 is None else known.bfloat16
+    known, count = card(name), training.world
+    half: Precision = "bfloat16" if known.bfloat16 else "float16"
+    precision = half if training.precision == "auto" else training.precision
+    flops, wide = (1e12 * count * tera for tera in (known.half, known.float32))
     return Place(
-        name, name, "cuda", torch.float32 if wide else torch.bfloat16, count * tera * 1e12, utilisation or UTILISATION["card"],
-        int(known.memory * 2**30), count * known.watts,
+        name, name, "cuda", precision, wide if precision == "float32" else flops, flops if precision == "bfloat16" else wide,
+        utilisation or UTILISATION["card"], int(known.memory * 2**30), count * known.watts,
     )  # fmt: skip
 
 
 def _here(training: TrainingConfig, utilisation: float | None) -> Place:
     device = pick_device(training.device)
-    dtype = dtype_on(device, training)
-    cuda = device.type == "cuda"
-    count = training.processes if cuda else 1  # processes share a CPU; each has a card
+    cuda, precision = device.type == "cuda", precision_for(training.precision, device)
+    count = training.world if cuda else training.nodes  # processes share a CPU; each has a card
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads((training.threads or 0) * training.processes or len(os.sched_getaffinity(0)))
-    speed = matrix_speed(device, dtype)
+    speed = matrix_speed(device, dtype_of(precision))
+    wide = matrix_speed(device, torch.float32) if precision == "float16" else speed
     return Place(
-        HERE, torch.cuda.get_device_name(device) if cuda else processor(), "cuda" if cuda else "cpu", dtype,
-        count * speed.flops, utilisation or UTILISATION[device.type],
+        HERE, torch.cuda.get_device_name(device) if cuda else processor(), "cuda" if cuda else "cpu", precision,
+        count * speed.flops, count * wide.flops, utilisation or UTILISATION[device.type],
         free_memory(device, training.processes), speed.watts and count * speed.watts,
     )  # fmt: skip
 
@@ -124,7 +131,7 @@ class Forecast:
             "parameters": self.parameters, "flops_per_token": self.flops_per_token,
             "tokens": round(self.tokens), "seconds": round(self.seconds, 1), "tokens_per_second": round(self.speed, 1),
             "peak_tflops": round(place.flops / 1e12, 3), "mfu": place.utilisation,
-            "precision": str(place.dtype).removeprefix("torch."), "fits": self.micro_batch > 0,
+            "precision": place.precision, "fits": self.micro_batch > 0,
             "micro_batch": self.micro_batch or None, "memory_mb": self.memory.total >> 20,
             "memory_there_mb": place.memory >> 20, "missing_mb": self.missing >> 20,
             "kwh": None if self.joules is None else self.joules / 3.6e6, "money": self.money,
@@ -138,27 +145,33 @@ def forecasts(
 
     `per_hour`: price of a place for an hour by its name, before `config.cost`'s.
     """
+    training, vocabulary = config.training, config.tokenizer.vocabulary
+    symbols = Symbols(mask=0, begin=1, end=2, pad=3, control=np.arange(4), vocabulary=vocabulary)  # any: shapes count alone
     for name, model in shapes.items():
-        footprints: dict[tuple[str, torch.dtype], Footprint] = {}  # counted once for all cards alike
+        text = objective(model, training.masking, symbols, 0)
+        footprints: dict[tuple[str, Precision], Footprint] = {}  # counted once for all cards alike
         for place in there:
-            key = place.device, place.dtype
+            key = place.device, place.precision
             if key not in footprints:
-                footprints[key] = Footprint(model, config.tokenizer.vocabulary, config.training, *key)
-            yield _forecast(config, name, footprints[key], place, per_hour.get(place.name, config.cost.per_hour))
+                footprints[key] = Footprint(
+                    model, vocabulary, training, partial(blank, text), place.device, dtype_of(place.precision)
+                )
+            prices = config.cost.model_copy(update={"per_hour": per_hour.get(place.name, config.cost.per_hour)})
+            yield _forecast(name, footprints[key], place, prices, training.batch * text.reads)
 
 
-def _forecast(
-    config: PipelineConfig, name: str, footprint: Footprint, place: Place, per_hour: float | None
-) -> Forecast:  # fmt: skip
-    model, vocabulary, training = footprint.config, footprint.vocabulary, config.training
-    flops, rate = flops_per_token(model, vocabulary), place.flops * place.utilisation
-    of_updates = training.processes * update_flops(model, vocabulary, training) / (training.batch * model.context)
-    speed = rate / (flops + of_updates)
-    tokens, seconds = budget(training, model, speed, 3 * rate / flops)
+def _forecast(name: str, footprint: Footprint, place: Place, prices: CostConfig, tokens_per_step: int) -> Forecast:
+    model, vocabulary, training = footprint.config, footprint.vocabulary, footprint.training
+    flops, in_a_step = flops_per_token(model, vocabulary), training.batch * model.context  # some tokens only hide others
+    learning = in_a_step * flops / (place.flops * place.utilisation)
+    updating = training.world * update_flops(model, vocabulary, training) / (place.muon_flops * place.utilisation)
+    speed = tokens_per_step / (learning + updating)
+    tokens, seconds = budget(training, tokens_per_step, speed, 3 * tokens_per_step / learning)
     joules = None if place.watts is None else place.watts * seconds
-    money = price(seconds, joules, config.cost.model_copy(update={"per_hour": per_hour}))
     parameters = count_weights(model, vocabulary).total
-    return Forecast(name, place, parameters, flops, speed, tokens, seconds, *_fit(footprint, place), money)
+    return Forecast(
+        name, place, parameters, flops, speed, tokens, seconds, *_fit(footprint, place), price(seconds, joules, prices)
+    )
 
 
 def update_flops(model: ModelConfig, vocabulary: int, training: TrainingConfig) -> int:
@@ -170,18 +183,14 @@ def update_flops(model: ModelConfig, vocabulary: int, training: TrainingConfig) 
 
 def _fit(footprint: Footprint, place: Place) -> tuple[int, Memory]:
     """The micro-batch, 0 when not even one sequence or the one that was asked for fits, and the memory that it takes."""
-    training, context = footprint.training, footprint.config.context
-    rows = rows_of_a_process(training)
-    there = int(ROOM * place.memory) - footprint.at(1).process
-    asked = training.micro_batch and min(rows, training.micro_batch)
-    micro_batch = footprint.largest(asked or most_rows(place.device, context, rows), rows, there)
-    if asked:
-        micro_batch = asked if micro_batch == asked else 0
-    shown = micro_batch or asked or 1
-    return micro_batch, footprint.at(shown, repeated=shown < rows)
+    asked = footprint.training.micro_batch and min(footprint.rows, footprint.training.micro_batch)
+    found = footprint.largest(asked or most_rows(footprint), int(ROOM * place.memory) - PROCESS[place.device])
+    if asked and found < asked:
+        found = 0
+    return found, footprint.at(found or asked or 1)
 
 
-def budget(training: TrainingConfig, model: ModelConfig, speed: float, forward: float) -> tuple[float, float]:
+def budget(training: TrainingConfig, tokens_per_step: int, speed: float, forward: float) -> tuple[float, float]:
     """Training tokens and seconds of a base's training with its evaluations.
 
     `speed`: training tokens per second; `forward`: evaluation tokens.
@@ -190,5 +199,5 @@ def budget(training: TrainingConfig, model: ModelConfig, speed: float, forward: 
     if training.minutes is not None:
         seconds = training.minutes * 60
         return speed * (seconds - min(evaluations, EVALUATION_SHARE * seconds)), seconds
-    tokens = training.tokens or (training.steps or 0) * training.batch * model.context
+    tokens = training.tokens or (training.steps or 0) * tokens_per_step
     return tokens, tokens / speed + evaluations

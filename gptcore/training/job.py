@@ -1,14 +1,16 @@
 """What a trainer is asked to do, and what was decided before its first step. Plain files in its run folder; no torch.
 
 <run>/job.json        the question: settings, shards, tokenizer, what to start from
-<run>/resolved.json   the answers that the settings left open; written once, read again by every resume
+<run>/resolved.json   the answers that the settings left open; read again by every resume. Written anew, with a word in the
+                      journal, where memory ran out or the job asks for another number of processes
 <run>/journal.jsonl   metrics and events
 <run>/attempts.jsonl  every trainer process: seconds, steps, energy, how it ended
 <run>/checkpoints/    step-000120/ …
 <run>/skipped.json    batches that the guard passes over
 <run>/profile/        trace and table, where they were asked for
 <run>/model/          the finished model folder
-<run>/trainer.json    pid and start time of the trainer that holds trainer.lock
+<run>/trainer.json    pid, start time and host of the trainer that holds trainer.lock
+<run>/error.json      the sentence that a trainer ended with, for those on another node
 """
 
 import json
@@ -19,6 +21,8 @@ from pydantic import BaseModel, ConfigDict
 
 from gptcore.artifacts import write_json
 from gptcore.config import ModelConfig, TrainingConfig
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Record(BaseModel):
@@ -49,11 +53,13 @@ class Resolved(Record):
     steps: int
     batch: int
     micro_batch: int
+    nodes: int = 1
     processes: int
+    """On each node."""
     threads: int
     device: Literal["cpu", "cuda"]
     device_name: str
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     compiled: bool
     compile_reason: str
     """Why it is compiled or not, for people."""
@@ -66,6 +72,16 @@ class Resolved(Record):
     """Its version."""
     memory_mb: int | None = None
     """Peak of one process as it was predicted; None in the answers of older versions."""
+
+    @property
+    def world(self) -> int:
+        """Trainer processes on all nodes."""
+        return self.nodes * self.processes
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What a run has to keep to its end: which batches, at which rates. The rest changes its result by rounding only."""
+        return self.model_dump(include={"steps", "batch", "seed", "tokens_per_step", "evaluate_every"})
 
 
 class Run:
@@ -83,6 +99,7 @@ class Run:
         self.model = folder / "model"
         self.holder = folder / "trainer.json"
         self.lock = folder / "trainer.lock"
+        self.error = folder / "error.json"
 
     def job(self) -> Job:
         """The question."""

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,14 +12,16 @@ from gptcore.model import save_model
 from gptcore.training import checkpoint
 from gptcore.training.answers import answer
 from gptcore.training.attempts import Recorder
+from gptcore.training.budget import Change
 from gptcore.training.energy import nvml
 from gptcore.training.fit import overfits, progress
 from gptcore.training.guard import Guard, Trouble
 from gptcore.training.job import Run
 from gptcore.training.journal import Journal, cut_back, read_journal
 from gptcore.training.profiling import profiled
+from gptcore.training.ranks import Rank
 from gptcore.training.schedule import rate_at
-from gptcore.training.trainer import Rank, Trainer
+from gptcore.training.trainer import Trainer
 
 _LINES = 500
 """About as many points as a curve of the journal has."""
@@ -32,16 +34,19 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
     journal = Journal(run.journal if rank.first else Path("/dev/null"))
     trainer = Trainer(run, rank, journal)
     if rank.first and trainer.device.type == "cuda":
-        recorder.measure(nvml(_cards(rank.world)))
+        recorder.measure(nvml(_cards(trainer.job.training.processes)))
     rank.wait()  # all have looked for resolved.json before the first one may write it
+    changes = trainer.adapt(int(rank.same(recorder.too_much or 0)) or None)
+    recorder.compute(trainer.resolved.micro_batch)
     answer(trainer)
     if not rank.first:
         rank.wait()
-    _resume(trainer)
+    _resume(trainer, changes)
     if rank.first:
         rank.wait()  # whatever it set aside is out of the way of the others
-    resolved, clock = trainer.resolved, _SaveClock(trainer.job.training.checkpoint_seconds)
-    meter = _Meter(trainer, max(1, resolved.steps // _LINES))
+    resolved, aside = trainer.resolved, _Aside()
+    clock = _SaveClock(trainer.job.training.checkpoint_seconds)
+    meter = _Meter(trainer, max(1, resolved.steps // _LINES), aside)
     recorder.begin(trainer.step, resolved.tokens_per_step, resolved.device_name)
     folder = run.profile if trainer.job.training.profile and rank.first else None
     with profiled(folder, trainer.device.type == "cuda") as profiled_step:
@@ -52,25 +57,27 @@ def train(run: Run, rank: Rank, stop_asked: Callable[[], bool], recorder: Record
             recorder.step = trainer.step
             profiled_step()
             if meter.add(loss, norm):
-                recorder.note()
+                with aside:
+                    recorder.note()
             due = trainer.step % resolved.evaluate_every == 0 or trainer.step == resolved.steps
-            stopping = trainer.any_rank(stop_asked())
-            saving = due or stopping or trainer.any_rank(rank.first and clock.due())
+            stopping = rank.any(stop_asked())
+            saving = due or stopping or rank.any(rank.first and clock.due())
             if (saving or trainer.guard.waits >= _LOOK_EVERY[trainer.device.type]) and (trouble := trainer.guard.look()):
                 _go_back(trainer, trouble)
                 meter.begin()
                 continue
-            if rank.first and saving:
-                recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
-                saved = clock.timed(trainer.save)
-                if due and not stopping:
+            if saving:
+                with aside:
+                    recorder.note()  # before the save: no attempt goes on from a step that the one before did not tell
+                    saved = clock.timed(trainer.save)
+                if rank.first and due and not stopping:
                     _measure(trainer, saved)
                 meter.skip_time()
             if stopping and trainer.step < resolved.steps:
                 journal.event(trainer.step, "stopped", f"stopped and saved at step {trainer.step} of {resolved.steps}")
                 return False
     if rank.first:
-        _finish(trainer)
+        _finish(trainer, aside)
     return True
 
 
@@ -102,22 +109,24 @@ def _has_converged(trainer: Trainer) -> bool:
         return False
     points = progress(read_journal(trainer.run.journal))[0] if trainer.rank.first else []
     losses = [valid for _, valid, _ in points]
-    return trainer.any_rank(len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]))
+    return trainer.rank.any(len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience]))
 
 
-def _resume(trainer: Trainer) -> None:
-    """Go to the newest good checkpoint, if there is one, and cut the journal back to it."""
+def _resume(trainer: Trainer, changes: Sequence[Change]) -> None:
+    """Go to the newest good checkpoint, if there is one, cut the journal back to it and note what is not as it was."""
     broken: list[tuple[int, str]] = []
     found = checkpoint.restore(
         trainer.run.checkpoints, trainer.state, trainer.identity, lambda step, text: broken.append((step, text))
     )
     trainer.step = found.step if found is not None else 0
-    trainer.guard.load(found.memory if found is not None else {})
+    trainer.recall(found.memory if found is not None else {})
     if trainer.rank.first:
         cut_back(trainer.run.journal, trainer.step)
         trainer.journal.reopen()
     for _, text in broken:
         trainer.journal.event(trainer.step, "broken_checkpoint", text)
+    for change in changes:
+        trainer.journal.event(trainer.step, change.event, change.text)
     steps = trainer.resolved.steps
     if found is None and trainer.answered:
         trainer.journal.event(0, "restarted", f"starts at step 0 with the answers of resolved.json, {steps} steps", steps=steps)
@@ -142,7 +151,7 @@ def _go_back(trainer: Trainer, trouble: Trouble) -> None:
     found = checkpoint.restore(trainer.run.checkpoints, trainer.state, trainer.identity, lambda *_: None)
     if found is not None:
         trainer.step = found.step
-        trainer.guard.load(found.memory)
+        trainer.recall(found.memory)
     skipped = ", ".join(map(str, trainer.guard.skipped))
     if trainer.rank.first:
         cut_back(trainer.run.journal, trainer.step)
@@ -154,7 +163,7 @@ def _go_back(trainer: Trainer, trouble: Trouble) -> None:
     )  # fmt: skip
 
 
-def _finish(trainer: Trainer) -> None:
+def _finish(trainer: Trainer, aside: "_Aside") -> None:
     """Write the model folder, whole or not at all."""
     if trainer.job.training.patience is not None and trainer.step < trainer.resolved.steps:
         best = checkpoint.best(trainer.run.checkpoints)
@@ -168,7 +177,26 @@ def _finish(trainer: Trainer) -> None:
         save_model(partial, trainer.model, Path(trainer.job.tokenizer), trainer.job.task)
     shutil.rmtree(trainer.run.model, ignore_errors=True)
     partial.rename(trainer.run.model)
-    trainer.journal.event(trainer.step, "finished", f"finished {trainer.step} steps")
+    text = f"finished {trainer.step} steps; saves and records took {aside.share:.2%} of the time"
+    trainer.journal.event(trainer.step, "finished", text, seconds_aside=round(aside.seconds, 3))
+
+
+class _Aside:
+    """Seconds of this process that went into saves and records and not into training."""
+
+    def __init__(self) -> None:
+        self.seconds, self.began = 0.0, time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.entered = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self.entered
+
+    @property
+    def share(self) -> float:
+        """Of the time since the loop began."""
+        return self.seconds / (time.perf_counter() - self.began)
 
 
 class _SaveClock:
@@ -191,8 +219,8 @@ class _SaveClock:
 class _Meter:
     """Means of loss, gradient norm and speed over a few steps, written to the journal."""
 
-    def __init__(self, trainer: Trainer, every: int) -> None:
-        self.trainer, self.every = trainer, every
+    def __init__(self, trainer: Trainer, every: int, aside: _Aside) -> None:
+        self.trainer, self.every, self.aside = trainer, every, aside
         self.begin()
 
     def begin(self) -> None:
@@ -220,6 +248,9 @@ class _Meter:
             "tokens_per_second": self.steps * trainer.resolved.tokens_per_step / seconds,
             "tokens": trainer.step * trainer.resolved.tokens_per_step,
         }
-        trainer.journal.metrics(trainer.step, values)
+        if trainer.scale is not None:
+            values["loss_scale"] = trainer.scale.value
+        with self.aside:
+            trainer.journal.metrics(trainer.step, values)
         self.begin()
         return True

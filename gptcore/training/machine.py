@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from gptcore.training.energy import Meter, nvml, rapl
+from gptcore.training.memory import memory_groups
 
 _SIZE = 2048
 """Rows of the matrices, as in `gptcore bench train`."""
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device, processes: int) -> int:
@@ -21,7 +21,7 @@ def free_memory(device: torch.device, processes: int) -> int:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = min(psutil.virtual_memory().available, *_rooms(_CGROUPS, Path("/proc/self/cgroup"))) // processes
+        free = min(psutil.virtual_memory().available, *_rooms()) // processes
     if dist.is_initialized():
         least = torch.tensor(free, device=device)
         dist.all_reduce(least, dist.ReduceOp.MIN)
@@ -29,24 +29,15 @@ def free_memory(device: torch.device, processes: int) -> int:
     return free
 
 
-def _rooms(mount: Path, membership: Path) -> Iterator[int]:
-    """Bytes left in every control group around this process, of version 1 and 2; page cache goes when room is needed."""
-    lines = membership.read_text(encoding="utf-8").splitlines() if membership.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers == "":
-            top, files, prefix = mount, ("memory.max", "memory.current"), ""
-        elif "memory" in controllers.split(","):
-            top, files, prefix = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"
-        else:
-            continue
-        # Inside a container the path may be that of the host, which is not mounted: then the top is the container's own.
-        own = top / path.lstrip("/")
-        for folder in (own, *(parent for parent in own.parents if parent.is_relative_to(top))):
-            limit, used = (_text(folder / name) for name in files)
-            if limit.isdigit() and used.isdigit():
-                rows = (line.split() for line in _text(folder / "memory.stat").splitlines())
-                cache = sum(int(size) for name, size in rows if name in (f"{prefix}inactive_file", f"{prefix}active_file"))
-                yield max(0, int(limit) - int(used) + cache)
+def _rooms(root: Path = Path("/")) -> Iterator[int]:
+    """Bytes left in every control group around this process; page cache goes when room is needed."""
+    for version, folder in memory_groups(root):
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+        limit, used = (_text(folder / name) for name in names)
+        if limit.isdigit() and used.isdigit():
+            cached = {f"{'total_' if version == 1 else ''}{kind}_file" for kind in ("inactive", "active")}
+            rows = (line.split() for line in _text(folder / "memory.stat").splitlines())
+            yield max(0, int(limit) - int(used) + sum(int(size) for name, size in rows if name in cached))
 
 
 def _text(file: Path) -> str:

@@ -30,7 +30,8 @@ class Optimizers:
         if config.algorithm == "muon":
             self._members["muon"] = Muon(
                 matrices, lr=config.matrix_rate, weight_decay=config.weight_decay, momentum=config.momentum,
-                dtype=model.compute_dtype,
+                # The squares of its iteration leave float16's range.
+                dtype=torch.float32 if model.compute_dtype == torch.float16 else model.compute_dtype,
             )  # fmt: skip
             self._peaks["muon"] = config.matrix_rate
         else:
@@ -46,6 +47,11 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._peaks[key] * share
             optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the gradients."""
+        for optimizer in self._members.values():
             optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()

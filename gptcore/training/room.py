@@ -44,8 +44,12 @@ def count_weights(config: ModelConfig, vocabulary: int) -> Weights:
     if config.biases:
         vectors += queries + 2 * keys + width + ups * inner + width
         # The output of attention and the way down each write into the residual stream.
-    tables = vocabulary * width * (1 if config.tied else 2) + (config.context * width if config.positions == "learned" else 0)
-    return Weights(config.layers * block, tables + config.layers * vectors + norm * width)
+    places = config.context if config.positions == "learned" else 0
+    places += config.context + 1 if config.objective == "prefix" else 0
+    tables = vocabulary * width * (1 if config.tied else 2) + places * width
+    tables += config.layers * vocabulary * keys if config.value_embeddings else 0
+    before = (norm * width if config.embedding_norm else 0) + (width if config.smear else 0)
+    return Weights(config.layers * block, tables + before + config.layers * vectors + norm * width)
 
 
 def training_bytes(config: ModelConfig, training: TrainingConfig, vocabulary: int, copies: int) -> int:

@@ -9,11 +9,16 @@ from gptcore.config import EvaluationConfig
 from gptcore.corpus import read_split
 from gptcore.errors import CorpusError
 from gptcore.evaluation import compare_evaluations, headline, read_results
-from gptcore.evaluation.base import evaluate_base, score_documents, stream_nats
+from gptcore.evaluation.base import _hidden, evaluate_base, score_documents
 from gptcore.evaluation.intervals import ratio_interval
+from gptcore.evaluation.likelihood import stream_nats
 from gptcore.evaluation.results import headline_sentence
 from gptcore.evaluation.xz import xz_bits_per_byte
+from gptcore.inference.predictor import MASK
 from gptcore.model import GPT, load_model
+from gptcore.tokens.objectives import Symbols
+
+SYMBOLS = Symbols(mask=0, begin=1, end=2, pad=3, control=np.arange(7), vocabulary=50)
 
 
 def by_hand(model, stream):
@@ -35,13 +40,15 @@ def by_hand(model, stream):
 def test_every_token_of_a_stream_is_scored_once_and_as_by_hand(tiny, length, context):
     model = GPT(tiny.model(context=context), 50).initialise(1).eval().requires_grad_(False)
     stream = np.random.default_rng(length).integers(0, 50, length)
-    assert stream_nats(model, stream, batch=3) == pytest.approx(by_hand(model, stream), abs=2e-5)
+    assert stream_nats(model, stream, SYMBOLS, batch=3) == pytest.approx(by_hand(model, stream), abs=2e-5)
 
 
 def test_the_batch_changes_nothing_but_rounding(tiny):
     model = GPT(tiny.model(), 50).initialise(1).eval()
     stream = np.random.default_rng(0).integers(0, 50, 700)
-    assert stream_nats(model, stream, batch=1) == pytest.approx(stream_nats(model, stream, batch=64), abs=1e-5)
+    assert stream_nats(model, stream, SYMBOLS, batch=1) == pytest.approx(
+        stream_nats(model, stream, SYMBOLS, batch=64), abs=1e-5
+    )
 
 
 def test_results_follow_from_the_scores_of_the_documents(evaluated_base, tiny):
@@ -124,3 +131,28 @@ def test_an_empty_test_split_is_one_clear_sentence(model_of, tiny, copy_of, tmp_
     pandas.read_parquet(path).iloc[:0].to_parquet(path)
     with pytest.raises(CorpusError, match=r"test split of .* is empty"):
         evaluate_base(tmp_path, model_of(), corpus, EvaluationConfig())
+
+
+@pytest.mark.parametrize("objective", ["masked", "prefix"])
+def test_a_base_of_another_objective_is_measured_and_has_a_page(model_of, tiny, tmp_path, objective):
+    config = EvaluationConfig(resamples=20, samples=2, prompts=("The array",))
+    numbers = evaluate_base(tmp_path, model_of(objective=objective), tiny.corpus, config)
+    results, masked = read_results(tmp_path), objective == "masked"
+    assert headline(results)[0] == ("masked_bits_per_byte" if masked else "bits_per_byte")
+    assert ("xz_bits_per_byte" in numbers) == (not masked)
+    assert headline_sentence(results) in (tmp_path / "report" / "results.md").read_text(encoding="utf-8")
+    samples = results["samples"]
+    assert samples
+    if masked:  # the prompt hides nothing, so beginnings of documents are shown
+        assert all(MASK in sample["prompt"] and MASK not in sample["likeliest"] for sample in samples)
+    else:
+        assert [sample["prompt"] for sample in samples] == ["The array"]
+
+
+@pytest.mark.parametrize(("text", "hidden"), [
+    ("one two three four five six seven", "one two three four <|mask|> six seven"),
+    ("话说天下大势分久必合", "话说天下<|mask|>势分久必<|mask|>"),
+    ("滚", "滚"),
+])  # fmt: skip
+def test_every_fifth_word_or_character_is_hidden(text, hidden):
+    assert _hidden(text) == hidden

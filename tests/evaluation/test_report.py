@@ -171,13 +171,15 @@ def test_an_unfinished_evaluation_is_one_clear_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 30, 400])
-def test_training_curves_are_drawn_from_a_journal_of_any_length(tmp_path, steps):
-    lines = [{"t": 0.0, "step": 0, "kind": "event", "event": "start", "text": "started"}]
+def test_training_curves_are_drawn_from_a_journal_of_any_length_and_of_many_sources(tmp_path, steps):
+    lines = [{"t": 1.0, "step": 0, "kind": "event", "event": "start", "text": "started"}]
     for step in range(1, steps + 1):
         values = {"train/loss": 9 / step + 3, "rate": 1.0, "tokens_per_second": 5000.0, "gradient_norm": 1.0}
-        lines.append({"t": 0.0, "step": step, "kind": "metric", "values": values})
+        lines.append({"t": 1.0, "step": step, "kind": "metric", "values": values})
         if step % 100 == 0:
-            lines.append({"t": 0.0, "step": step, "kind": "metric", "values": {"valid/loss": 3.2, "valid/bits_per_byte": 1.4}})
+            values = {"valid/loss": 3.2, "valid/bits_per_byte": 1.4}
+            values |= {f"valid/bits_per_byte/source-{number}": 1.0 + number / 10 for number in range(10)}
+            lines.append({"t": 1.0, "step": step, "kind": "metric", "values": values})
     journal = tmp_path / "journal.jsonl"
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "ki', encoding="utf-8")
     training_curves(journal, tmp_path / "curves.png")

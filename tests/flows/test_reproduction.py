@@ -155,9 +155,9 @@ def test_another_library_and_another_stage_version_are_told_before_anything_is_r
     edit(folder_of(home, "shards") / "artifact.json", older)
     found = of_shards(home, check=True)
     told = [(change.what.partition(" then, ")[0], change.weight) for change in found.changes]
-    assert told == [("shards: stage version 0 -> 1", "doubt"), ("torch 1.13.0", "doubt"), ("commit 000000000000", "note")]
+    assert told == [("shards: stage version 0 -> 2", "doubt"), ("torch 1.13.0", "doubt"), ("commit 000000000000", "note")]
     assert "(shards)" in found.changes[1].what, "only the stage that it concerns"
-    assert found.verdict.startswith("not rebuilt; equal bits are not to be expected: shards: stage version 0 -> 1; torch")
+    assert found.verdict.startswith("not rebuilt; equal bits are not to be expected: shards: stage version 0 -> 2; torch")
     assert found.stages == []
 
 

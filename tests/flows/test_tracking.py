@@ -133,7 +133,7 @@ def test_a_server_that_is_gone_for_good_costs_one_sentence_and_the_next_run_only
 
 def test_a_trainer_that_is_killed_is_tried_again_and_nobody_sees_it_in_the_result(finished, new_home, tmp_path):
     home = new_home(tmp_path / "retried", tasks=[])
-    run = begin(home)
+    run = begin(home, "--set", "training.restarts=0")  # torchrun's: Prefect's tries are looked at
     wait_for_step(home, 100, run)
     trainer_of(home).kill()
     code, printed, said = end(run, home)
@@ -150,7 +150,7 @@ def test_a_trainer_that_is_killed_is_tried_again_and_nobody_sees_it_in_the_resul
 
 def test_a_trainer_that_is_killed_every_time_ends_the_run_with_a_sentence(new_home, tmp_path):
     home = new_home(tmp_path / "hopeless", tasks=[])
-    run = begin(home)
+    run = begin(home, "--set", "training.restarts=0")
     killed = 0
     while run.poll() is None:
         if (trainer := trainer_of(home)) is not None:

@@ -16,6 +16,8 @@ GPT2 = ModelConfig(
     activation="gelu_tanh", qk_norm=False, biases=True,
 )  # fmt: skip
 
+SMEARED = MODERN.model_copy(update={"embedding_norm": True, "smear": True, "value_embeddings": True})
+
 
 @pytest.fixture(autouse=True)
 def in_double_precision():
@@ -173,10 +175,32 @@ def test_rotary_scores_depend_on_the_distance_only():
     assert score(3, 1) != pytest.approx(score(4, 1), abs=1e-3)
 
 
+def test_embeddings_are_normed_and_smeared_over_the_next_token():
+    model = random_weights(GPT(SMEARED, 50))
+    model.compute_dtype = torch.float64
+    entered = []
+    model.blocks[0].register_forward_pre_hook(lambda _, arguments: entered.append(array(arguments[0])))
+    model(torch.tensor([[7, 3, 3]]))
+    x = rms(array(model.embedding.weight)[[7, 3, 3]], array(model.embedding_norm.weight), 1e-6)
+    gate = 1 / (1 + np.exp(-x @ array(model.smear.weight)[0]))
+    np.testing.assert_allclose(entered[0][0], [x[0], x[1] + gate[1] * x[0], x[2] + gate[2] * x[1]], rtol=1e-9)
+
+
+def test_the_values_that_attention_reads_are_those_of_the_stream_and_of_the_token():
+    attention = random_weights(Attention(MODERN))
+    x, value = torch.randn(1, 5, 32), torch.randn(1, 5, 16)
+    inner = []
+    attention.output.register_forward_pre_hook(lambda _, arguments: inner.append(arguments[0]))
+    attention(x, value=value)
+    attention.value.register_forward_hook(lambda _, arguments, out: out + value)
+    attention(x)
+    torch.testing.assert_close(inner[0], inner[1])
+
+
 # ---------------------------------------------------------------------------------------------------- the whole --
 
 
-@pytest.mark.parametrize("config", [MODERN, GPT2, GPT2.model_copy(update={"positions": "sinusoidal"})])
+@pytest.mark.parametrize("config", [MODERN, GPT2, GPT2.model_copy(update={"positions": "sinusoidal"}), SMEARED])
 def test_no_token_sees_the_future(config):
     model = random_weights(GPT(config, 50)).eval()
     model.compute_dtype = torch.float64
@@ -188,7 +212,7 @@ def test_no_token_sees_the_future(config):
     assert not torch.allclose(before[0, 7:], after[0, 7:])
 
 
-@pytest.mark.parametrize("config", [MODERN, GPT2])
+@pytest.mark.parametrize("config", [MODERN, GPT2, SMEARED])
 def test_cached_and_padded_logits_are_those_of_the_whole_text(config):
     model = random_weights(GPT(config, 50)).eval()
     model.compute_dtype = torch.float64
@@ -199,6 +223,17 @@ def test_cached_and_padded_logits_are_those_of_the_whole_text(config):
     cached = torch.cat(pieces, 1)
     torch.testing.assert_close(cached[0], model(texts[0][None])[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(cached[1, 5:], model(texts[1][None])[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [MODERN, SMEARED])
+def test_a_cache_that_was_rewound_has_forgotten_what_came_after(config):
+    model = random_weights(GPT(config, 50)).eval()
+    model.compute_dtype = torch.float64
+    text, other = torch.randint(50, (1, 9)), torch.randint(50, (1, 4))
+    cache = Cache(model, 1, 16)
+    model(text, cache)
+    cache.rewind(6)
+    torch.testing.assert_close(model(other, cache), model(torch.cat((text[:, :6], other), 1))[:, 6:], rtol=0, atol=1e-6)
 
 
 def parameters(config, vocabulary):

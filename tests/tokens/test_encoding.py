@@ -21,6 +21,7 @@ def test_every_document_becomes_begin_its_ids_and_end(tiny):
             assert (ids[0], ids[-1]) == (tokenizer.begin_id, tokenizer.end_id)
             assert tokenizer.decode(ids) == text
             assert split.bytes(index) == len(text.encode())
+            assert split.source(index) == "files"
 
 
 def test_the_same_corpus_gives_the_same_shards_and_numbers_that_add_up(tiny, tmp_path):
@@ -54,7 +55,7 @@ def write_corpus(folder, **splits):
 def test_a_round_reads_the_new_text_and_its_share_of_the_old(tiny, tmp_path, replay, expected):
     tokenizer = Tokenizer.load(tiny.tokenizer / "tokenizer")
     old = [Document(f"old-{n}", f"the index {n:03d} of the array", "texts", f"old-{n}") for n in range(200)]
-    new = [Document(f"new-{n}", f"the value {n:03d} of the array", "texts", f"new-{n}") for n in range(40)]
+    new = [Document(f"new-{n}", f"the value {n:03d} of the array", "fresh", f"new-{n}") for n in range(40)]
     held = [Document("held", "a column of the matrix", "texts", "held")]
     corpus = write_corpus(tmp_path / "all", train=old + new, valid=held, test=held)
     added = write_corpus(tmp_path / "new", train=new)
@@ -66,4 +67,5 @@ def test_a_round_reads_the_new_text_and_its_share_of_the_old(tiny, tmp_path, rep
     assert texts[:40] == [document.text for document in new]
     assert len(set(texts)) == len(texts) == 40 + expected
     assert {text[4:9] for text in texts[40:]} <= {"index"}
+    assert [train.source(place) for place in range(train.documents)] == ["fresh"] * 40 + ["texts"] * expected
     assert shards.split("valid").documents == shards.split("test").documents == 1

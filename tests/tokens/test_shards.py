@@ -14,10 +14,16 @@ from gptcore.tokens import Shards, ShardWriter
 DOCUMENTS = st.lists(st.lists(st.integers(0, 999), max_size=12), max_size=12)
 
 
+def source_of(document) -> str:
+    """Of documents that begin alike."""
+    return f"source-{document[0] % 3}" if document else "none"
+
+
 def write(folder: Path, documents, vocabulary=1000, limit=20, masked=False, split="train") -> Path:
     with ShardWriter(folder, vocabulary, "digest", limit, masked=masked) as writer:
         for document in documents:
-            writer.add(split, document, 3 * len(document), [token % 2 for token in document] if masked else None)
+            mask = [token % 2 for token in document] if masked else None
+            writer.add(split, document, 3 * len(document), mask, source_of(document))
     return folder
 
 
@@ -31,11 +37,25 @@ def test_nothing_is_cropped_or_lost(documents, limit, masked, data):
         assert [split.bytes(i) for i in range(len(documents))] == [3 * len(document) for document in documents]
         expected = [[token % 2 if masked else 1 for token in document] for document in documents]
         assert [split.mask(i).tolist() for i in range(len(documents))] == expected
+        assert [split.source(i) for i in range(len(documents))] == [source_of(document) for document in documents]
         stream = [token for document in documents for token in document]
         assert split.tokens == len(stream)
         start = data.draw(st.integers(0, len(stream)))
         length = data.draw(st.integers(0, len(stream) - start))
         assert split.window(start, length).tolist() == stream[start : start + length]
+
+
+@given(DOCUMENTS, st.integers(1, 40), st.sampled_from(["source-0", "source-1", "none", "unknown"]), st.data())
+def test_a_source_is_a_stream_of_its_documents(documents, limit, source, data):
+    with tempfile.TemporaryDirectory() as folder:
+        stream = Shards.open(write(Path(folder), documents, limit=limit)).split("train").of(source)
+        tokens = [token for document in documents if source_of(document) == source for token in document]
+        assert stream.tokens == len(tokens)
+        start = data.draw(st.integers(0, len(tokens)))
+        length = data.draw(st.integers(0, len(tokens) - start))
+        assert stream.window(start, length).tolist() == tokens[start : start + length]
+        with pytest.raises(IndexError, match=f"of {len(tokens)}"):
+            stream.window(start, len(tokens) + 1)
 
 
 def test_no_document_is_cut_at_the_end_of_a_file(tmp_path):
@@ -53,7 +73,9 @@ def test_the_files_are_plain_little_endian_ids_and_boundaries(tmp_path, vocabula
     assert np.fromfile(place / "00000.mask", np.uint8).tolist() == [0, (vocabulary - 1) % 2, 1, 1, 0, 1]
     assert np.load(place / "00000.offsets.npy").tolist() == [0, 2, 3, 6]
     assert np.load(place / "00000.bytes.npy").tolist() == [6, 3, 9]
+    assert np.load(place / "00000.sources.npy").tolist() == [0, 1, 1]
     index = json.loads((tmp_path / "index.json").read_text())
+    assert index["sources"] == ["source-0", "source-1"]
     assert index["splits"]["train"] | {"shards": []} == {"documents": 3, "tokens": 6, "bytes": 18, "shards": []}
     shards = Shards.open(tmp_path)
     assert (shards.vocabulary, shards.tokenizer, shards.masked, shards.dtype) == (vocabulary, "digest", True, np.dtype(dtype))
@@ -110,7 +132,7 @@ def garble(path: Path) -> None:
     path.write_bytes(b"\xff" * path.stat().st_size)
 
 
-FILES = ["00000.tokens", "00000.mask", "00000.offsets.npy", "00000.bytes.npy"]
+FILES = ["00000.tokens", "00000.mask", "00000.offsets.npy", "00000.bytes.npy", "00000.sources.npy"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -137,6 +159,13 @@ def test_boundaries_that_do_not_divide_the_tokens_are_refused(tmp_path, boundari
     write(tmp_path, [[1, 2], [3]])
     np.save(tmp_path / "train" / "00000.offsets.npy", np.array(boundaries, np.int64))
     with pytest.raises(CorruptArtifactError, match=r"offsets\.npy does not divide the 3 tokens"):
+        Shards.open(tmp_path)
+
+
+def test_a_document_of_a_source_that_the_index_does_not_name_is_refused(tmp_path):
+    write(tmp_path, [[1, 2], [3]])
+    np.save(tmp_path / "train" / "00000.sources.npy", np.array([0, 2], np.uint16))
+    with pytest.raises(CorruptArtifactError, match=r"sources\.npy names other sources than the 2 of index\.json"):
         Shards.open(tmp_path)
 
 

@@ -15,6 +15,8 @@ TINY = ("model.layers=1", "model.width=32", "model.heads=2", "model.context=16",
 def test_the_operations_of_a_token_follow_from_the_shape():
     weights = 8192 * 384 + 256 * 384 + 6 * (12 * 384**2 + 13 * 384) + 2 * 384  # GPT-2, counted by hand; the head is tied
     assert flops_per_token(GPT2_BLOCK, 8192) == 6 * weights + 12 * 6 * 256 * 384
+    looked_up = GPT2_BLOCK.model_copy(update={"tied": False, "value_embeddings": True})
+    assert flops_per_token(looked_up, 8192) == flops_per_token(GPT2_BLOCK, 8192)
 
 
 def test_what_is_measured_is_a_preset_or_single_settings():

@@ -23,7 +23,8 @@ from gptcore.training.guard import Guard
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import read_journal
 from gptcore.training.loop import train
-from gptcore.training.trainer import Rank, Trainer
+from gptcore.training.ranks import Rank
+from gptcore.training.trainer import Trainer
 
 STEPS = 40
 

@@ -15,11 +15,15 @@ from gptcore.training.room import count_weights, training_bytes
 SHAPES = {
     "gpt2": preset("gpt2"),
     "modern, grouped heads": preset("modern-33m"),
+    "prefix": ModelConfig(layers=2, width=32, heads=4, objective="prefix"),
     "untied": ModelConfig(layers=2, width=32, heads=4, tied=False),
     "sinusoidal, relu, biases": ModelConfig(
         layers=3, width=24, heads=3, positions="sinusoidal", activation="relu", biases=True, qk_norm=False
     ),
     "SwiGLU with biases, layer norms": ModelConfig(layers=2, width=32, heads=4, kv_heads=2, biases=True, norm="layer"),
+    "more embeddings": ModelConfig(
+        layers=2, width=32, heads=4, kv_heads=2, embedding_norm=True, smear=True, value_embeddings=True
+    ),
     "heads of another size": ModelConfig(layers=1, width=32, heads=4, head_size=10, ffn_width=48),
 }
 
