@@ -120,7 +120,9 @@ class Round(Onward):
     @property
     def training(self) -> TrainingConfig:
         """As long as there is new text for."""
-        return self.config.continual.training(self.config.training, int(self.shards.numbers.get("train_tokens", 0)))
+        config = self.config
+        training = config.training.suited(config.model.width)
+        return config.continual.training(training, int(self.shards.numbers.get("train_tokens", 0)))
 
     @cached_property
     def judgement(self) -> Artifact:

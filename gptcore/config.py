@@ -275,16 +275,22 @@ def preset(name: str) -> ModelConfig:
 # ------------------------------------------------------------------------------------------------------ training --
 
 
+_MEASURED_AT = 256
+_RATES = {"muon": (0.02, 0.5), "adamw": (0.002, 1.0), "adam": (0.002, 1.0), "sgd": (0.1, 0.0)}
+"""The peak rate that was best at that width, and the power of 1 / width that it goes with (DECISIONS.md)."""
+
+
 class OptimizerConfig(Section):
     """How weights learn. The default is Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
 
     algorithm: Literal["muon", "adamw", "adam", "sgd"] = "muon"
     """`muon` (Jordan et al. 2024) with AdamW for all but matrices; `adamw` (Loshchilov and Hutter 2019), `adam` (Kingma and Ba
     2015) or `sgd` with Nesterov's momentum for everything."""
-    matrix_rate: Positive = 0.02
-    """Peak learning rate of Muon."""
-    rate: Positive = 0.005
-    """Peak learning rate of all that Muon does not have."""
+    matrix_rate: Positive = 0.01
+    """Peak learning rate of Muon, whatever the width: its updates are as large in every direction."""
+    rate: Positive | None = None
+    """Peak learning rate of all that Muon does not have. Unset: what suits the algorithm and the width of the model, and for
+    tasks a tenth of it."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Of matrices and embeddings; norms and biases have none. Decoupled from the gradient in `muon` and `adamw`; `adam` and
     `sgd` add it to the gradient."""
@@ -296,7 +302,7 @@ class OptimizerConfig(Section):
     """Weight of half the sum of squared weights in the loss; likewise."""
     momentum: Share = 0.95
     """Of Muon and SGD."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.8, 0.95)
     """Of AdamW and Adam."""
     epsilon: Positive = 1e-10
     """Of AdamW and Adam."""
@@ -310,6 +316,13 @@ class OptimizerConfig(Section):
     """wsd: share of the steps, at the end, over which the rate falls."""
     final_rate: Share = 0.0
     """What is left of the peak rate at the last step."""
+
+    def suited(self, width: int, share: float = 1.0) -> Self:
+        """The same with a rate, where none is set: `share` of what suits a model of `width` that begins from nothing."""
+        if self.rate is not None:
+            return self
+        best, power = _RATES[self.algorithm]
+        return self.model_copy(update={"rate": share * best * (_MEASURED_AT / width) ** power})
 
 
 class MaskingConfig(Section):
@@ -332,7 +345,7 @@ class TrainingConfig(Section):
     """Optimizer steps."""
     tokens: Count | None = None
     """Training tokens, padding left out; rounded up to whole steps."""
-    batch: Count = 16
+    batch: Count = 8
     """Sequences in one optimizer step, over all micro-batches and processes."""
     mixture: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source
@@ -414,6 +427,10 @@ class TrainingConfig(Section):
     def world(self) -> int:
         """Trainer processes on all nodes."""
         return self.nodes * self.processes
+
+    def suited(self, width: int, share: float = 1.0) -> Self:
+        """The same with a learning rate, as `OptimizerConfig.suited` says."""
+        return self.model_copy(update={"optimizer": self.optimizer.suited(width, share)})
 
 
 # --------------------------------------------------------------------------------------------------------- tasks --
@@ -517,11 +534,13 @@ class ContinualConfig(Section):
         return self
 
     def training(self, config: TrainingConfig, text_tokens: int) -> TrainingConfig:
-        """The settings of a round's training: `config` with this budget and these rates. `text_tokens`: tokens to read once.
+        """The settings of a round's training: `config`, whose rates are set, with this budget and a share of its rates.
 
-        `replay` says what a round's text is mixed of, so the mixture of the base is none of its own.
+        `text_tokens`: tokens to read once. `replay` says what a round's text is mixed of, so the mixture of the base is none of
+        its own.
         """
         optimizer = config.optimizer
+        assert optimizer.rate is not None
         rates = {"matrix_rate": optimizer.matrix_rate * self.rate, "rate": optimizer.rate * self.rate}
         budget = {name: getattr(self, name) for name in ("minutes", "steps", "tokens")}
         if not any(budget.values()):

@@ -30,6 +30,7 @@ def train_base(
     run: Run, name: str, model: ModelConfig, training: TrainingConfig, shards: Artifact, tokenizer: Artifact
 ) -> Artifact:
     """A model pretrained from random weights."""
+    training = training.suited(model.width)
     settings = {"model": model.model_dump(mode="json"), "training": training_settings(training)}
     recipe = Recipe("base", name, 1, settings, {"shards": shards.digest, "tokenizer": tokenizer.digest})
     job = Job(

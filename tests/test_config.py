@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from gptcore.config import PRESETS, PipelineConfig, load_config, parse_config, preset
+from gptcore.config import PRESETS, OptimizerConfig, PipelineConfig, TrainingConfig, load_config, parse_config, preset
 from gptcore.errors import SettingsError
 
 SMALL = """
@@ -50,7 +50,7 @@ def test_on_and_off_mean_what_yaml_makes_of_them(config, word, meant):
 @pytest.mark.parametrize("settings", [["processes=17"], ["processes=3"], ["nodes=2", "processes=3"], ["nodes=32"]])
 def test_every_trainer_process_has_as_many_rows_or_it_is_said_before_any_work(config, settings):
     text = problems(config, *(f"training.{setting}" for setting in settings))
-    assert "process(es) each do not divide batch (16): change one of them, so that every process has as many rows" in text
+    assert "process(es) each do not divide batch (8): change one of them, so that every process has as many rows" in text
 
 
 def test_every_problem_is_named_at_once(config):
@@ -127,14 +127,24 @@ def test_what_was_dumped_loads_as_the_same_settings(config):
     assert parse_config(loaded.model_dump(mode="json")) == loaded
 
 
+def test_a_rate_that_is_not_set_suits_the_algorithm_and_the_width():
+    muon, adamw = OptimizerConfig(), OptimizerConfig(algorithm="adamw")
+    assert muon.suited(256).rate == pytest.approx(2 * muon.suited(1024).rate)
+    assert adamw.suited(256).rate == pytest.approx(4 * adamw.suited(1024).rate)
+    assert muon.suited(256, 0.1).rate == pytest.approx(0.1 * muon.suited(256).rate)
+    set_by_hand = OptimizerConfig(rate=0.003)
+    assert set_by_hand.suited(1024, 0.1) == set_by_hand
+    assert TrainingConfig(steps=1).suited(256).optimizer == muon.suited(256)
+
+
 def test_a_round_is_trained_as_the_base_was_but_gently_and_with_a_budget_of_its_own(config):
     settings = config("continual.rate=0.1", "training.optimizer.rate=0.02")
     training = settings.continual.training(settings.training, 5000)
     assert (training.tokens, training.steps, training.minutes) == (10_000, None, None)
-    assert (training.optimizer.rate, training.optimizer.matrix_rate) == pytest.approx((0.002, 0.002))
+    assert (training.optimizer.rate, training.optimizer.matrix_rate) == pytest.approx((0.002, 0.001))
     assert training.batch == settings.training.batch
     settings = config("continual.steps=30", "continual.minutes=2")
-    training = settings.continual.training(settings.training, 5000)
+    training = settings.continual.training(settings.training.suited(256), 5000)
     assert (training.tokens, training.steps, training.minutes) == (None, None, 2)
     assert "replay" in problems(config, "continual.replay=1.0")
 
@@ -173,7 +183,7 @@ def test_a_mixture_names_every_source_of_the_corpus_and_nothing_else(config):
 
 def test_a_mixture_is_left_behind_by_a_round_and_by_other_text(config, tmp_path):
     settings = config("training.mixture={files: 1}")
-    assert settings.continual.training(settings.training, 5000).mixture is None
+    assert settings.continual.training(settings.training.suited(256), 5000).mixture is None
     path = tmp_path / "mixed.yaml"
     path.write_text(SMALL.replace("minutes: 3", "minutes: 3, mixture: {files: 1}"))
     assert load_config(path).training.mixture == {"files": 1.0}

@@ -83,6 +83,14 @@ def _describe(trainer: Trainer) -> str:
     together = f" in each of {resolved.world} processes" if resolved.world > 1 else ""
     return (
         f"{weights / 1e6:.1f} M parameters, {resolved.steps} steps of {resolved.tokens_per_step:.0f} tokens, "
+        f"{_rates(trainer)}, "
         f"{resolved.precision} on {resolved.device_name}, {resolved.threads} thread(s), about {resolved.memory_mb} MB with "
         f"{resolved.micro_batch} sequences at a time{together}; {resolved.compile_reason}"
     )
+
+
+def _rates(trainer: Trainer) -> str:
+    optimizer = trainer.job.training.optimizer.suited(trainer.job.model.width)
+    if optimizer.algorithm == "muon":
+        return f"Muon at {optimizer.matrix_rate:.2g} and AdamW at {optimizer.rate:.2g}"
+    return f"{optimizer.algorithm} at {optimizer.rate:.2g}"

@@ -106,7 +106,8 @@ class Transformers:
         torch.manual_seed(0)
         self.tokens, self.clip = _tokens(config), config.training.optimizer.clip
         self.model = GPT2LMHeadModel(shape).to(self.device).train()  # type: ignore[arg-type]
-        optimizer = config.training.optimizer
+        optimizer = config.training.optimizer.suited(model.width)
+        assert optimizer.rate is not None
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=optimizer.rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )

@@ -17,6 +17,8 @@ class Optimizers:
     """All optimizers of a model as one. State has names, so that it can be stored without pickle."""
 
     def __init__(self, model: GPT, config: OptimizerConfig) -> None:
+        config = config.suited(model.config.width)
+        assert config.rate is not None
         self._names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
         matrices = block_matrices(model)
         tables = [weight for weight, name in self._names.items() if weight.dim() == 2 and not name.startswith("blocks")]
@@ -37,7 +39,7 @@ class Optimizers:
         else:
             groups.insert(0, (matrices, config.weight_decay))
         name = "adamw" if config.algorithm == "muon" else config.algorithm
-        self._members[name] = _one_for_all(name, groups, config)
+        self._members[name] = _one_for_all(name, groups, config.rate, config)
         self._peaks[name] = config.rate
 
     def step(self, share: float) -> None:
@@ -87,13 +89,15 @@ def block_matrices(model: GPT) -> list[Tensor]:
     return [weight for name, weight in model.named_parameters() if name.startswith("blocks") and weight.dim() == 2]
 
 
-def _one_for_all(name: str, groups: Sequence[tuple[list[Tensor], float]], config: OptimizerConfig) -> Optimizer:
+def _one_for_all(
+    name: str, groups: Sequence[tuple[list[Tensor], float]], rate: float, config: OptimizerConfig
+) -> Optimizer:  # fmt: skip
     """AdamW, Adam or SGD for groups of weights, each with its decay."""
     parameters: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
     if name == "sgd":
-        return SGD(parameters, lr=config.rate, momentum=config.momentum, nesterov=config.momentum > 0.0, fused=True)
+        return SGD(parameters, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0.0, fused=True)
     kind = AdamW if name == "adamw" else Adam
-    return kind(parameters, lr=config.rate, betas=config.betas, eps=config.epsilon, fused=True)
+    return kind(parameters, lr=rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def named_gradients(model: GPT) -> Iterator[Tensor]:

@@ -90,7 +90,9 @@ def test_adamw_adam_and_sgd_are_those_of_torch():
     }
     for algorithm, reference in references.items():
         ours, theirs = GPT(shape, 30).initialise(0), GPT(shape, 30).initialise(0)
-        optimizers = Optimizers(ours, OptimizerConfig(algorithm=algorithm, rate=0.01, table_decay=0.1, **decays))
+        optimizers = Optimizers(
+            ours, OptimizerConfig(algorithm=algorithm, rate=0.01, betas=(0.9, 0.95), table_decay=0.1, **decays)
+        )
         groups = [
             {"params": [w for n, w in theirs.named_parameters() if n.startswith("blocks") and w.dim() == 2], **decays},
             {"params": [theirs.embedding.weight], "weight_decay": 0.1},
