@@ -4,9 +4,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.chain import Chain
 from flows.rounds import close, standing
 from flows.session import open_run, recorded
+from flows.start import open_chain
 from gptcore.artifacts import Store, home_folder
 from gptcore.config import PipelineConfig
 from tasks.continual import FIRST, Continued, find_champion
@@ -24,7 +24,9 @@ def continual(config: PipelineConfig) -> State[Continued]:
             if champion is not None:
                 done = close(run, config, champion)
             else:
-                done = Continued(FIRST, "there was no champion yet, so the whole pipeline ran", Chain(run, config).promote())
+                done = Continued(
+                    FIRST, "there was no champion yet, so the whole pipeline ran", open_chain(run, config).promote()
+                )
     return Completed(name=done.state, message=done.said, data=done)
 
 

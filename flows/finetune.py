@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from flows.chain import Chain
 from flows.session import open_run
+from flows.start import open_chain
 from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
@@ -12,4 +12,4 @@ from gptcore.config import PipelineConfig
 def finetune(config: PipelineConfig) -> dict[str, Artifact]:
     """Build or reuse everything up to the fine-tuned models, by name."""
     with open_run(config) as run:
-        return Chain(run, config).models
+        return open_chain(run, config).models

@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from flows.chain import Chain
 from flows.session import open_run
+from flows.start import open_chain
 from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 
@@ -12,4 +12,4 @@ from gptcore.config import PipelineConfig
 def ingest(config: PipelineConfig) -> Artifact:
     """Build or reuse the examples and the corpus."""
     with open_run(config) as run:
-        return Chain(run, config).corpus
+        return open_chain(run, config).corpus

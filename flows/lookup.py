@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcore.artifacts import MANIFEST, digest_of, load_artifact, read_manifest, verify, write_json
+from gptcore.artifacts import MANIFEST, load_artifact, read_manifest, sha256_file, verify, write_json
 from gptcore.errors import ArtifactError, ModelNotFoundError
 from gptcore.lineage import Lineage
 
@@ -16,12 +16,13 @@ Registry = Callable[[], Any]
 
 def model_folder(what: str, home: Path, registry: Registry) -> Path:
     """The model folder behind `what`. Raises `ModelNotFoundError`; nothing that lies there is executed."""
-    path = Path(what)
+    path = Path(what).expanduser()
     if path.is_dir():
         for folder in (path, path / "model"):
             if (folder / "model.json").is_file():
-                if (folder.parent / MANIFEST).is_file():
-                    verify(folder.parent)
+                for place in (folder, folder.parent):
+                    if (place / MANIFEST).is_file():
+                        verify(place)
                 return folder.absolute()
         if (path / "checkpoint.json").is_file():
             return _from_checkpoint(path.absolute(), home)
@@ -93,7 +94,7 @@ def lineage(what: str, home: Path, registry: Registry) -> dict[str, Any]:
     """
     known = Lineage(home / "store")
     answer: dict[str, Any] = {"what": what}
-    if readers := known.of_source(what):
+    if not (home / "store" / what).is_dir() and (readers := known.of_source(what)):
         start = {node.inputs[what] for node in readers}
         answer |= {"is": "source", "read_by": [node.as_row() for node in readers]}
         used_by = known.dependents(start)
@@ -116,14 +117,13 @@ def _from_checkpoint(checkpoint: Path, home: Path) -> Path:
     job_file = checkpoint.parent.parent / "job.json"
     if not job_file.is_file():
         raise ModelNotFoundError(f"{checkpoint} lies outside its run folder, whose job.json says what model it is")
-    from gptcore.training.checkpoint import extract_weights  # loads torch
-    from gptcore.training.checkpoint import verify as verify_checkpoint
-
-    found = verify_checkpoint(checkpoint)
     job: dict[str, Any] = json.loads(job_file.read_text(encoding="utf-8"))
-    manifest = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
-    folder = home / "cache" / "checkpoints" / digest_of(manifest["files"])[:16]
+    folder = home / "cache" / "checkpoints" / sha256_file(checkpoint / "checkpoint.json")[:16]  # it holds those of all files
     if not (folder / "model.json").is_file():
+        from gptcore.training.checkpoint import extract_weights  # loads torch
+        from gptcore.training.checkpoint import verify as verify_checkpoint
+
+        found = verify_checkpoint(checkpoint)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(job["tokenizer"], folder / "tokenizer")
         extract_weights(found, folder / "model.safetensors")

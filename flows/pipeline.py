@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from flows.chain import Chain
 from flows.session import open_run
+from flows.start import open_chain
 from gptcore.config import PipelineConfig
 from tasks.promotion import Outcome
 
@@ -12,4 +12,4 @@ from tasks.promotion import Outcome
 def pipeline(config: PipelineConfig) -> Outcome:
     """Build or reuse every stage, then register and promote what is better."""
     with open_run(config) as run:
-        return Chain(run, config).promote()
+        return open_chain(run, config).promote()

@@ -16,7 +16,7 @@ from flows.operations.server import set_default_environment
 from flows.rounds import chain_of
 from gptcore.artifacts import Artifact, Store, read_manifest
 from gptcore.errors import ArtifactError, CorruptArtifactError
-from gptcore.record import BASE, Record, read_record
+from gptcore.record import BASE, START, Record, read_record
 from gptcore.room import check_room
 from gptcore.scratch import scratch_folder
 from tasks.records import Records
@@ -101,12 +101,15 @@ class Reproduction:
 
     @property
     def went_on_from(self) -> dict[str, str]:
-        """Of a round of continual training: what was there already and is not built again, name -> digest."""
+        """What was there already and is not made again, name -> digest."""
         return {name: str(read_manifest(folder)["digest"]) for name, folder in self.record.given.items()}
 
     @property
     def _from(self) -> str:
-        return f", from the base {self.went_on_from[BASE][:12]} and its text on" if self.record.given else ""
+        went = self.went_on_from
+        if START in went:
+            return f", from the start {went[START][:12]} on"
+        return f", from the base {went[BASE][:12]} and its text on" if went else ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

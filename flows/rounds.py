@@ -4,11 +4,13 @@ from functools import cached_property
 
 from flows.chain import Chain
 from flows.session import plan_run
+from flows.start import Started
 from gptcore.artifacts import Artifact, load_artifact
 from gptcore.config import PipelineConfig, TrainingConfig
 from gptcore.errors import ArtifactError
 from gptcore.evaluation.forgetting import read_forgetting
-from gptcore.record import BASE, OLD, Record
+from gptcore.record import BASE, OLD, START, Record
+from gptcore.start import read_base
 from tasks.base import continue_base
 from tasks.continual import (
     CAUGHT_UP,
@@ -159,6 +161,8 @@ def chain_of(record: Record, run: Run, config: PipelineConfig) -> Chain:
     """The chain that makes what a record is of: a round, where it went on from an earlier base. Raises `ArtifactError`."""
     if not record.given:
         return Chain(run, config)
+    if START in record.given:
+        return Started(run, config, read_base(START, record.given[START], run.store.home))
     if BASE not in record.given:
         raise ArtifactError(
             f"{record.target} belongs to a round of continual training and is rebuilt with the base that was trained on it: "

@@ -9,8 +9,8 @@ from prefect import flow
 from prefect.runtime import flow_run
 from rich.markup import escape
 
-from flows.chain import Chain
 from flows.session import OPTIONS, Place, open_run
+from flows.start import open_chain
 from gptcore.artifacts import Artifact
 from gptcore.config import PipelineConfig
 from gptcore.errors import DiskFullError, Interrupted, TrainingError
@@ -60,7 +60,7 @@ def trial(config: PipelineConfig, title: str, until: str, number: str, parent: s
     """Build or reuse everything up to the model `until`, and read its `number`. `parent` is the sweep's run in MLflow."""
     with open_run(config, Place(title, parent)) as run:
         assert run.tracking is not None
-        model = Chain(run, config).model(until)
+        model = open_chain(run, config).model(until)
         value = float(model.numbers.get(number, math.nan))
         if not math.isfinite(value):
             raise TrainingError(f"its {number} is {value}: the training diverged; try smaller learning rates")

@@ -12,7 +12,7 @@ import psutil
 
 from flows.operations.server import set_default_environment
 from flows.terminal import Terminal
-from gptcore.artifacts import Store, home_folder, read_manifest, sha256_file
+from gptcore.artifacts import MANIFEST, Store, home_folder, read_manifest, sha256_file
 from gptcore.config import PipelineConfig
 from gptcore.errors import ArtifactError, TrainingError
 from gptcore.scratch import scratch_folder
@@ -48,13 +48,21 @@ def _job(store: Store, config: PipelineConfig) -> Job:
         for folder in (store.root / "tokenizer" / config.name).glob("*/artifact.json")
         if read_manifest(folder.parent)["digest"] == shards["inputs"]["tokenizer"]
     ]
+    model, start = config.model, None
+    if config.base.init_from is not None:
+        from flows.session import plan_run  # loads prefect
+        from flows.start import open_chain
+
+        chain = open_chain(plan_run(), config)
+        model, start = chain.config.model, chain.tokenizer.path
+        tokenizers = [start] if (start / MANIFEST).exists() else []
     if not tokenizers:
         raise ArtifactError(f"the tokenizer of the shards {path} is gone: gptcore run makes it again")
     # A checkpoint as often as possible: the more there are, the more moments a kill can hit. A kill ends the run.
     training = config.training.model_copy(update={"checkpoint_seconds": 0.5, "evaluations": 20, "restarts": 0})
     return Job(
-        model=config.model, training=training, shards=str(path), shards_digest=shards["digest"],
-        tokenizer=str(tokenizers[0] / "tokenizer"),
+        model=model, training=training, shards=str(path), shards_digest=shards["digest"],
+        tokenizer=str(tokenizers[0] / "tokenizer"), init_from=None if start is None else str(start),
     )  # fmt: skip
 
 

@@ -325,6 +325,16 @@ class OptimizerConfig(Section):
         return self.model_copy(update={"rate": share * best * (_MEASURED_AT / width) ** power})
 
 
+class BaseConfig(Section):
+    """Where the base begins."""
+
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """A finished base that is trained on with the corpus and `training` of these settings: a registered one
+    (`docs-gpt@champion`, `docs-gpt/3`), or the folder of an artifact, a model or a checkpoint. Its shape and its tokenizer are
+    kept: leave `model` and `tokenizer` out. With a champion of this pipeline's own `name`, every promoted run begins the next.
+    Unset: random weights."""
+
+
 class MaskingConfig(Section):
     """What the masked and the prefix objective hide."""
 
@@ -563,6 +573,8 @@ class PipelineConfig(Section):
     """How tokens are stored."""
     model: ModelConfig = ModelConfig()
     """The shape of the model."""
+    base: BaseConfig = BaseConfig()
+    """Where the base begins: from nothing, or from a finished one."""
     training: TrainingConfig
     """Pretraining of the base."""
     tasks: tuple[TaskConfig, ...] = ()

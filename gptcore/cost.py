@@ -19,7 +19,7 @@ from gptcore.lineage import Lineage
 
 COST = "cost.json"
 """File in the report of a training that holds its attempts."""
-_STAGE = re.compile(r"corpus|tokenizer|base|(examples|shards|finetune)(-.+)?")
+_STAGE = re.compile(r"corpus|tokenizer|base|start|model|(examples|shards|finetune)(-.+)?")
 """Inputs that are artifacts; all others are sources."""
 _MOST = 40
 """A card is one tag in MLflow, of at most 5,000 characters: with more stages than these it tells kinds of stages."""

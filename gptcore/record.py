@@ -16,6 +16,8 @@ from gptcore.errors import ArtifactError
 
 BASE = "base"
 """Stage of a pretrained model; as an input of one: the base that it was trained on from."""
+START = "start"
+"""Stage of a finished base, taken as it is, that a pipeline's base was trained on from."""
 OLD = "old corpus"
 """Name of the input of a corpus that it adds to; no source can be called so."""
 
@@ -35,7 +37,7 @@ class Record:
     manifests: Mapping[str, Manifest]
     """Stage -> `artifact.json`: the artifact, all it was made of, and its evaluation where there is one."""
     given: Mapping[str, Path] = field(default_factory=dict)
-    """Of a round of continual training: what it went on from, `base` and `old corpus` -> folder; not built again."""
+    """What it went on from, name -> folder: `base` and `old corpus` of a round of continual training, or `start`."""
 
     @cached_property
     def name(self) -> str:
@@ -65,7 +67,8 @@ class Record:
         task = self.model.removeprefix("finetune-")  # of the base: base
         texts = "corpus-all" if "corpus-all" in self.manifests else "corpus"
         test_set = texts if task == "base" else f"examples-{task}"
-        return f"evaluation-{task}", {stage: self.manifests[stage]["digest"] for stage in (self.model, test_set)}
+        beside = (START,) if task == BASE and START in self.manifests else ()
+        return f"evaluation-{task}", {stage: self.manifests[stage]["digest"] for stage in (self.model, test_set, *beside)}
 
     def with_evaluation(self, folder: Path) -> "Record":
         """The same record with the evaluation whose manifest lies in `folder`."""
@@ -115,6 +118,10 @@ def read_record(folder: Path, find: Find) -> Record:
     Raises `ArtifactError` when a manifest cannot be found or is not the one that was published.
     """
     target = str(read_manifest(folder)["stage"])
+    if target == START:
+        raise ArtifactError(
+            f"{folder} is a model as it was found, nothing was built: gptcore verify {folder} compares its files"
+        )
     folders: dict[str, Path] = {}
     manifests: dict[str, Manifest] = {}
     given: dict[str, str] = {}
@@ -134,15 +141,17 @@ def read_record(folder: Path, find: Find) -> Record:
         for name, digest in sorted(manifest["inputs"].items(), key=lambda item: is_training(item[0])):
             if name not in sources_of(manifest) and digest not in given:
                 pending.append(_found(name, digest, manifest, find))
-    began = {name: _given(name, digest, find) for digest, name in given.items() if name in (BASE, OLD)}
+    given |= {manifests[START]["digest"]: START} if START in manifests else {}
+    began = {name: _given(name, digest, find) for digest, name in given.items() if name in (BASE, OLD, START)}
     return Record(target, folders, manifests, began)
 
 
 def _gone_on_from(manifest: Manifest) -> tuple[str, ...]:
-    """Those inputs of an artifact that earlier rounds of continual training made."""
+    """Those inputs of an artifact that earlier rounds of continual training, or another pipeline, made."""
     if manifest["stage"] == BASE:
-        return (BASE, "tokenizer") if BASE in manifest["inputs"] else ()
-    return {"shards-new": ("tokenizer",), "corpus-new": (OLD,), "corpus-all": (OLD,)}.get(manifest["stage"], ())
+        return (BASE, "tokenizer") if BASE in manifest["inputs"] else ("tokenizer",) if START in manifest["inputs"] else ()
+    given = {START: ("model",), "shards-new": ("tokenizer",), "corpus-new": (OLD,), "corpus-all": (OLD,)}
+    return given.get(manifest["stage"], ())
 
 
 def _given(name: str, digest: str, find: Find) -> Path:

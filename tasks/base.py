@@ -45,20 +45,21 @@ def train_base(
 
 @stage_task("base, continued", trains=True)
 def continue_base(
-    run: Run, name: str, model: ModelConfig, training: TrainingConfig, champion: Artifact, shards: Artifact, tokenizer: Artifact
+    run: Run, name: str, model: ModelConfig, training: TrainingConfig, parent: Artifact, shards: Artifact, tokenizer: Artifact
 ) -> Artifact:
-    """The base `champion`, whose shape and tokenizer these are, trained on."""
+    """The finished base `parent`, whose shape and tokenizer these are, trained on. `tokenizer` lies in its model folder."""
+    training = training.suited(model.width)
     settings = {"model": model.model_dump(mode="json"), "training": training_settings(training)}
-    inputs = {"base": champion.digest, shards.stage: shards.digest, "tokenizer": tokenizer.digest}
+    inputs = {parent.stage: parent.digest, shards.stage: shards.digest, "tokenizer": tokenizer.digest}
     job = Job(
         model=model,
         training=training,
         shards=str(shards.path),
         shards_digest=shards.digest,
         tokenizer=str(tokenizer.path / "tokenizer"),
-        init_from=str(champion.path / "model"),
+        init_from=str(tokenizer.path),
     )
-    return train(run, Recipe("base", name, 1, settings, inputs), job, [champion, shards])
+    return train(run, Recipe("base", name, 1, settings, inputs), job, [parent, shards])
 
 
 def training_settings(training: TrainingConfig) -> dict[str, Any]:

@@ -9,10 +9,16 @@ from tasks.run import Run, stage_task
 
 
 @stage_task("evaluation of {model.stage}")
-def evaluate(run: Run, name: str, config: EvaluationConfig, model: Artifact, test_set: Artifact) -> Artifact:
-    """A base on the test documents of a corpus, or a task model on the test rows of its examples."""
+def evaluate(
+    run: Run, name: str, config: EvaluationConfig, model: Artifact, test_set: Artifact, start: Artifact | None = None
+) -> Artifact:
+    """A base on the test documents of a corpus, or a task model on the test rows of its examples.
+
+    `start`: what a base was trained on from, to stand beside it.
+    """
     what = "base" if test_set.stage.startswith("corpus") else test_set.stage.removeprefix("examples-")
-    inputs = {model.stage: model.digest, test_set.stage: test_set.digest}
+    made_of = [model, test_set, *([start] if start is not None else [])]
+    inputs = {artifact.stage: artifact.digest for artifact in made_of}
     recipe = Recipe(f"evaluation-{what}", name, 1, config.model_dump(mode="json"), inputs)
 
     def make(folder: Path) -> Numbers:
@@ -20,10 +26,13 @@ def evaluate(run: Run, name: str, config: EvaluationConfig, model: Artifact, tes
         from gptcore.evaluation.base import evaluate_base
         from gptcore.evaluation.task import evaluate_task
 
-        measure = evaluate_base if what == "base" else evaluate_task
-        numbers = measure(folder, model.path / "model", test_set.path, config)
+        if what == "base":
+            before = None if start is None else start.path
+            numbers = evaluate_base(folder, model.path / "model", test_set.path, config, before)
+        else:
+            numbers = evaluate_task(folder, model.path / "model", test_set.path, config)
         for table in folder.glob("*.parquet"):  # a row per sample: MLflow gets it with the report
             shutil.copy(table, folder / REPORT)
         return numbers
 
-    return run.stage(recipe, make, [model, test_set], evaluated=model)
+    return run.stage(recipe, make, made_of, evaluated=model)

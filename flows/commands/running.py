@@ -70,16 +70,18 @@ def plan(
     if on or preset:
         _forecast(read_settings(config, text, overrides), on or ["here"], preset or [], mfu, per_hour or [], as_json)
         return
-    from flows.chain import Chain
+    from flows.operations.server import set_default_environment
     from flows.session import OPTIONS, Options, plan_run
+    from flows.start import open_chain
     from flows.tables import plan_table
     from flows.terminal import Terminal
 
     settings = read_settings(config, text, overrides)
     check_stages(settings, rebuild or [])
+    set_default_environment()
     OPTIONS.set(Options(rebuild=frozenset(rebuild or [])))
     planned = plan_run()
-    Chain(planned, settings).promote()
+    open_chain(planned, settings).promote()
     if as_json:
         print(json.dumps({stage: vars(decision) for stage, decision in planned.decisions.items()}, ensure_ascii=False))
     else:

@@ -17,27 +17,31 @@ from gptcore.config import EvaluationConfig
 from gptcore.corpus import read_split
 from gptcore.errors import CorpusError
 from gptcore.evaluation import report
+from gptcore.evaluation.comparison import compare
 from gptcore.evaluation.facts import model_facts
 from gptcore.evaluation.intervals import ratio_interval
 from gptcore.evaluation.likelihood import stream_nats
-from gptcore.evaluation.results import Results, beside_number, measured, write_results
+from gptcore.evaluation.results import Results, beside_model, beside_number, measured, write_results
 from gptcore.evaluation.xz import xz_bits_per_byte
 from gptcore.inference import Predictor
 from gptcore.inference.predictor import MASK
-from gptcore.model import LoadedModel
+from gptcore.model import LoadedModel, load_model
 from gptcore.tokens.objectives import Symbols
 
-XZ = "xz -9 primed"
+XZ, START = "xz -9 primed", "the model it began as"
 _SAMPLE_TOKENS = 64
 _PROMPT_CHARACTERS = 80
 _TEMPERATURE, _TOP_K = 0.8, 50
 _HIDDEN = 5
 
 
-def evaluate_base(folder: Path, model: Path, corpus: Path, config: EvaluationConfig) -> dict[str, float | int | str]:
+def evaluate_base(
+    folder: Path, model: Path, corpus: Path, config: EvaluationConfig, start: Path | None = None
+) -> dict[str, float | int | str]:
     """Measure a base model folder on a corpus' test split; fills `folder` and returns the main numbers.
 
-    Writes `results.json`, `scores.parquet` (a row per document: id, source, bytes, bits, tokens) and `report/`.
+    Writes `results.json`, `scores.parquet` (a row per document: id, source, bytes, bits, tokens) and `report/`. `start`, the
+    model folder that it was trained on from, is measured on the same documents; its bits are another column, `start_bits`.
     Raises `CorpusError` when the test split is empty.
     """
     test, train = read_split(corpus, "test"), read_split(corpus, "train")
@@ -49,6 +53,8 @@ def evaluate_base(folder: Path, model: Path, corpus: Path, config: EvaluationCon
         # xz is a process of its own: it takes what the model leaves of the machine.
         pending = None if masked else beside.submit(_xz, train["text"].tolist(), test)
         scores = score_documents(predictor.loaded, test, config.batch)
+        if start is not None:
+            scores["start_bits"] = score_documents(load_model(start), test, config.batch)["bits"]
         samples = _fillings(predictor, test, config) if masked else _continuations(predictor, test, config)
         xz = {} if pending is None else pending.result()
     results: Results = {
@@ -109,9 +115,14 @@ def _metrics(scores: pandas.DataFrame, xz: float | None, config: EvaluationConfi
     per_byte = ratio_interval(scores["bits"], scores["bytes"], **draws)
     per_token = ratio_interval(scores["bits"], scores["tokens"], **draws)
     perplexity = measured(per_token.transformed(lambda bits: 2.0 ** min(bits, 1000.0)))
+    baselines = {}
+    if "start_bits" in scores:
+        before = ratio_interval(scores["start_bits"], scores["bytes"], **draws)
+        change = compare(scores["bits"], scores["start_bits"], sizes=scores["bytes"], higher_is_better=False, **draws)
+        baselines[START] = beside_model(before, change)
     if xz is None:
-        return {"masked_bits_per_byte": measured(per_byte), "masked_perplexity": perplexity}
-    baselines = {XZ: beside_number(per_byte, xz, higher_is_better=False)}
+        return {"masked_bits_per_byte": measured(per_byte, baselines), "masked_perplexity": perplexity}
+    baselines = {XZ: beside_number(per_byte, xz, higher_is_better=False), **baselines}
     return {"bits_per_byte": measured(per_byte, baselines), "perplexity": perplexity}
 
 

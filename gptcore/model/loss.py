@@ -74,15 +74,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = (gradient * learned[part, None]).to(hidden.dtype)
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[part])
-            if to_head is not None:
+            if to_head is None:
+                continue
+            if hidden.dtype == to_head.dtype:
+                to_head.addmm_(gradient.t(), hidden[part])  # without a second matrix of that size
+            else:
                 to_head += gradient.t() @ hidden[part]
         ctx.save_for_backward(to_hidden, to_head)
         return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """Both gradients were taken on the way forward."""
-        to_hidden, to_head = (None if part is None else part * gradient for part in ctx.saved_tensors)
+        """Both gradients were taken on the way forward. They are scaled in place: the head's is as large as the head."""
+        to_hidden, to_head = (None if part is None else part.mul_(gradient) for part in ctx.saved_tensors)
         return to_hidden, to_head, None, None, None
 
 

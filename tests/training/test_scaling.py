@@ -1,4 +1,4 @@
-"""bfloat16 learns as float32 does. float16: small gradients survive, those that overflow are skipped, and a stop changes no bit."""
+"""bfloat16 learns as float32 does. float16: small gradients survive, overflows are skipped, and a stop changes no bit."""
 
 import os
 from pathlib import Path
