@@ -1,6 +1,6 @@
 """Tables for people: what commands answer, on whatever console shows them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -284,6 +284,33 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def forecast_table(rows: Sequence[Mapping[str, Any]], currency: str) -> Group:
+    """What training each shape would take in each place."""
+    priced = any(row["money"] is not None for row in rows)
+    columns = ("shape", "parameters", "FLOP/token", "on", "tokens", "time", "tokens/s", "micro-batch", "memory", "energy")
+    table = _table(*columns, *([currency] if priced else []))
+    for row in rows:
+        need, there = (f"{row[key] / 1024:.1f}" for key in ("memory_mb", "memory_there_mb"))
+        missing = Text(f"does not fit, {row['missing_mb'] / 1024:.1f} GiB are missing", "red")
+        memory = Text(f"{need} of {there} GiB") if row["fits"] else missing
+        energy = "" if row["kwh"] is None else f"{row['kwh']:.3g} kWh"
+        money = "" if row["money"] is None else f"{row['money']:,.2f}"
+        table.add_row(
+            row["shape"], f"{row['parameters'] / 1e6:,.1f} M", f"{row['flops_per_token'] / 1e9:.3g} G", row["on"],
+            f"{row['tokens'] / 1e6:,.1f} M", duration(row["seconds"]), count(row["tokens_per_second"]),
+            str(row["micro_batch"] or ""), memory, energy, *([money] if priced else []),
+        )  # fmt: skip
+    assumed = {
+        row["on"]: f"{row['on']}: {row['mfu']:g} of {row['peak_tflops']:.3g} TFLOP/s in {row['precision']}"
+        + (f" ({row['device']}, measured)" if row["device"] != row["on"] else " (data sheet)")
+        for row in rows
+    }
+    told = (
+        f"Assumed speed (--mfu): {'; '.join(assumed.values())}. Pretraining and its evaluations alone; memory of eager steps."
+    )
+    return Group(table, Text(told, "dim"))
 
 
 def bench_table(answer: Mapping[str, Any]) -> Group:

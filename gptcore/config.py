@@ -361,8 +361,9 @@ class TrainingConfig(Section):
     """Share of the training tokens that each source of the corpus gives, by its name; scaled to sum to 1, 0 leaves a source
     out. Validation reads all of them. Of the base only, not of its rounds or of tasks. Unset: of each as much as there is."""
     micro_batch: Count | None = None
-    """Sequences in one forward and backward pass per process. Unset: as many as 8,192 tokens hold. Halved where memory runs
-    out. Changes the result by rounding only, with dropout by what is dropped: in no fingerprint."""
+    """Sequences in one forward and backward pass per process. Unset: as many as fit into memory, as it is predicted, and at
+    most 8,192 tokens on a CPU, 65,536 on a card. Halved where memory runs out all the same. Changes the result by rounding
+    only, with dropout by what is dropped: in no fingerprint."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates and all that belongs to them."""
     masking: MaskingConfig = MaskingConfig()
@@ -584,6 +585,15 @@ class PipelineConfig(Section):
     """What the machine and its electricity cost."""
     continual: ContinualConfig = ContinualConfig()
     """How `gptcore continual` trains the champion on with new text."""
+
+    @model_validator(mode="after")
+    def _context_fits_a_shard(self) -> Self:
+        if self.model.context > self.shards.tokens_per_shard:
+            raise ValueError(
+                f"model.context ({self.model.context}) is longer than shards.tokens_per_shard "
+                f"({self.shards.tokens_per_shard}); lower one or raise the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tasks_have_different_names(self) -> Self:

@@ -167,7 +167,7 @@ def _total(stages: Sequence[_Stage], prices: CostConfig) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "training_tokens": count("tokens"),
         "training_energy_joules": None if joules is None else round(joules, 1),
-        "money": _money(seconds, joules, prices),
+        "money": price(seconds, joules, prices),
         "training_attempts": count("attempts"),
         "failed_attempts": count("failed_attempts"),
         "repeated_steps": count("repeated_steps"),
@@ -176,7 +176,7 @@ def _total(stages: Sequence[_Stage], prices: CostConfig) -> dict[str, Any]:
     }
 
 
-def _money(seconds: float, joules: float | None, prices: CostConfig) -> float | None:
+def price(seconds: float, joules: float | None, prices: CostConfig) -> float | None:
     """The machine by the hour and training's electricity by the kilowatt-hour; None when there is nothing to multiply."""
     parts = []
     if prices.per_hour is not None:

@@ -149,6 +149,12 @@ def test_a_round_is_trained_as_the_base_was_but_gently_and_with_a_budget_of_its_
     assert "replay" in problems(config, "continual.replay=1.0")
 
 
+def test_a_context_longer_than_a_shard_is_refused_at_the_door(config):
+    text = problems(config, "shards.tokens_per_shard=255")
+    assert "model.context (256) is longer than shards.tokens_per_shard (255); lower one or raise the other" in text
+    assert config("shards.tokens_per_shard=256").shards.tokens_per_shard == 256
+
+
 def test_an_unknown_objective_is_told_with_those_there_are(config):
     told = problems(config, "model.objective=masked_lm")
     assert "model.objective" in told

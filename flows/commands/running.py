@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from typing import Annotated
 
 import typer
 
-from flows.commands.common import Config, Json, Overrides, Rebuild, Seed, Text, check_stages, read_settings
+from flows.commands.common import Config, Json, Overrides, Rebuild, Seed, Text, check_stages, read_settings, tell
+from gptcore.config import PRESETS, PipelineConfig
+from gptcore.config import preset as known_shape
+from gptcore.errors import SettingsError
 
 app = typer.Typer()
 
@@ -49,9 +53,23 @@ def plan(
     text: Text = None,
     overrides: Overrides = None,
     rebuild: Rebuild = None,
+    on: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="A card such as h100, or here.", show_default=False)
+    ] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="Shape by name, or all.", show_default="the settings' own")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of the peak that is reached.", min=0.01, max=1.0)] = None,
+    per_hour: Annotated[
+        list[str] | None, typer.Option(metavar="[CARD=]PRICE", help="Price of an hour.", show_default="cost.per_hour")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say for every stage whether a run would reuse or build it, and why."""
+    """Say for every stage whether a run would reuse or build it, and why.
+
+    With --on or --preset, say instead what pretraining would take there: time, memory, energy and money.
+    """
+    if on or preset:
+        _forecast(read_settings(config, text, overrides), on or ["here"], preset or [], mfu, per_hour or [], as_json)
+        return
     from flows.operations.server import set_default_environment
     from flows.session import OPTIONS, Options, plan_run
     from flows.start import open_chain
@@ -68,6 +86,34 @@ def plan(
         print(json.dumps({stage: vars(decision) for stage, decision in planned.decisions.items()}, ensure_ascii=False))
     else:
         Terminal(sys.stdout).console.print(plan_table(planned.decisions))
+
+
+def _forecast(
+    settings: PipelineConfig, on: list[str], presets: list[str], mfu: float | None, per_hour: list[str], as_json: bool
+) -> None:  # fmt: skip
+    from flows.tables import forecast_table
+    from gptcore.training.forecast import forecasts, places
+
+    prices = _prices(per_hour, on)
+    names = list(PRESETS) if "all" in presets else presets
+    shapes = {name: known_shape(name) for name in names} or {settings.name: settings.model}
+    found = [row.as_row() for row in forecasts(settings, shapes, places(on, settings.training, mfu), prices)]
+    tell(found, as_json, lambda: forecast_table(found, settings.cost.currency))
+
+
+def _prices(given: list[str], on: list[str]) -> dict[str, float]:
+    """Price of an hour by the name of the place: `2.50` for all, `h100=2.50` for one."""
+    prices: dict[str, float] = {}
+    for text in given:
+        name, equals, number = text.rpartition("=")
+        try:
+            price = float(number)
+        except ValueError:
+            price = -1.0
+        if not 0.0 <= price < math.inf or (equals and name not in on):
+            raise SettingsError(f"--per-hour {text}: expected a price such as 2.50, or CARD=2.50 for one card of --on")
+        prices |= {name: price} if equals else {place: price for place in on if place not in prices}
+    return prices
 
 
 @app.command()

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptcore.model.transformer import GPT, Layout
 from gptcore.tokens.objectives import IGNORED
 
-_LOGITS_AT_ONCE = 1 << 22
+LOGITS_AT_ONCE = 1 << 22
 """Logits that are held at once, 16 MB in float32: about as much as the caches of a CPU hold."""
 
 
@@ -54,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_head = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        rows = max(1, _LOGITS_AT_ONCE // head.shape[0])
+        rows = max(1, LOGITS_AT_ONCE // head.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             logits = F.linear(hidden[part], weight).float()  # (R, V)
@@ -98,7 +98,7 @@ def token_losses(model: GPT, tokens: Tensor, labels: Tensor, layout: Layout | No
 @torch.no_grad()
 def head_losses(model: GPT, hidden: Tensor, labels: Tensor) -> Tensor:
     """The same from hidden states (B, T, D), a few rows at a time."""
-    rows = max(1, _LOGITS_AT_ONCE // model.vocab_size)
+    rows = max(1, LOGITS_AT_ONCE // model.vocab_size)
     parts = zip(torch.split(hidden.flatten(0, 1), rows), torch.split(labels.flatten(), rows), strict=True)
     losses = [
         F.cross_entropy(model.logits(part).float(), wanted, ignore_index=IGNORED, reduction="none") for part, wanted in parts

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptcore.errors import CorpusError, SettingsError
-from gptcore.tokens.objectives import IGNORED, Batch, Causal, Excerpts, Flags, Ids, Objective
+from gptcore.tokens.objectives import IGNORED, Batch, Causal, Excerpts, Flags, Ids, Objective, blank
 from gptcore.tokens.shards import SourceStream, Split
 
 _POOL = 32
@@ -24,6 +24,9 @@ class Batches(Protocol):
 
     def at(self, step: int) -> Batch:
         """The global batch of `step` (from 0), over all micro-batches and processes."""
+
+    def longest(self, rows: int) -> Batch:
+        """So many rows, each as long as any; for its shapes, whatever it says."""
 
 
 class StreamBatches:
@@ -57,6 +60,10 @@ class StreamBatches:
         rows = dealt(step * self.batch, (step + 1) * self.batch, self.shares)
         ids, starts, epochs = zip(*(self.streams[stream].at(place) for stream, place in rows), strict=True)
         return self.objective.of_text(Excerpts(np.stack(ids), np.array(starts), np.array(epochs)))
+
+    def longest(self, rows: int) -> Batch:
+        """(rows, context)."""
+        return blank(self.objective, rows)
 
 
 class Windows:
@@ -123,6 +130,10 @@ class RowBatches:
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._deal(np.random.default_rng([self.seed, epoch]))
         return self.objective.of_rows(_rows(self.split, self._batches[index]))
+
+    def longest(self, rows: int) -> Batch:
+        """(rows, longest row)."""
+        return self.objective.of_rows(_rows(self.split, np.full(rows, self.lengths.argmax())))
 
     def _deal(self, random: np.random.Generator) -> list[npt.NDArray[np.intp]]:
         """Batches of rows of similar length, in random order."""

@@ -87,14 +87,19 @@ class Objective(Protocol):
         """What is learned from a task's rows, each ids and which of them are the answer; padded on the right."""
 
 
-def objective(model: ModelConfig, masking: MaskingConfig, tokenizer: Tokenizer, seed: int) -> Objective:
+def objective(model: ModelConfig, masking: MaskingConfig, symbols: "Symbols", seed: int) -> Objective:
     """The objective of a model's settings."""
-    symbols = Symbols.of(tokenizer)
     if model.objective == "masked":
         return Masked(model.context, symbols, model.document_mask, masking, seed)
     if model.objective == "prefix":
         return Prefix(model.context, symbols, model.document_mask, masking, seed)
     return Causal(model.context, symbols, model.document_mask)
+
+
+def blank(objective: Objective, rows: int) -> Batch:
+    """What is made of windows of a text that is zeros, (rows, context): for its shapes."""
+    zeros = np.zeros((rows, objective.reads + 1), np.int64)
+    return objective.of_text(Excerpts(zeros, zeros[:, 0], zeros[:, 0]))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def _describe(trainer: Trainer) -> str:
     return (
         f"{weights / 1e6:.1f} M parameters, {resolved.steps} steps of {resolved.tokens_per_step:.0f} tokens, "
         f"{_rates(trainer)}, "
-        f"{resolved.precision} on {resolved.device_name}, {resolved.threads} thread(s){together}; {resolved.compile_reason}"
+        f"{resolved.precision} on {resolved.device_name}, {resolved.threads} thread(s), about {resolved.memory_mb} MB with "
+        f"{resolved.micro_batch} sequences at a time{together}; {resolved.compile_reason}"
     )
 
 

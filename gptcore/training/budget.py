@@ -16,13 +16,19 @@ import torch
 from gptcore.config import TrainingConfig
 from gptcore.errors import TrainingError
 from gptcore.model.folder import default_dtype, pick_device
+from gptcore.room import amount
 from gptcore.tokens.batches import Batches
-from gptcore.training.job import Precision, Resolved
+from gptcore.training.footprint import Footprint
+from gptcore.training.job import Job, Precision, Resolved
+from gptcore.training.machine import free_memory
 from gptcore.training.memory import ONE_IS_TOO_MUCH
 
-_TOKENS_AT_ONCE = 8192
-"""Largest micro-batch in tokens, so that the logits of 8,192 pieces stay below 300 MB."""
-_EVALUATION_SHARE = 0.1
+TOKENS_AT_ONCE = {"cpu": 8192, "cuda": 65_536}
+"""Largest micro-batch in tokens: more are not faster."""
+ROOM = 0.9
+"""Share of the free memory that a training may be predicted to take."""
+EVALUATION_SHARE = 0.1
+"""Most that evaluations may have of a budget in minutes."""
 _WORTH_A_TRY = {"cpu": 1200.0, "cuda": 180.0}
 """Seconds of training from which both ways are tried: compiling the quickstart's model took 20 s on two cores, 2 % of that."""
 _GAIN = 0.98
@@ -38,23 +44,28 @@ class Change:
     """A sentence for people."""
 
 
-def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolved:
-    """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0."""
-    device = pick_device(training.device)
-    rows = training.batch // training.world
+def resolve(job: Job, vocabulary: int, batches: Batches) -> Resolved:
+    """All answers but those that need a measurement: with a budget in minutes, `steps` is still 0.
+
+    Raises `TrainingError` when not one sequence fits into memory.
+    """
+    training, device = job.training, pick_device(job.training.device)
+    precision = precision_for(training.precision, device)
+    footprint = Footprint(job.model, vocabulary, training, batches.longest, device.type, dtype_of(precision))
+    micro_batch = _micro_batch(footprint, free_memory(device, training.processes))
     steps = training.steps or 0
     if training.tokens is not None:
         steps = math.ceil(training.tokens / batches.tokens_per_step)
     return Resolved(
         steps=steps,
         batch=training.batch,
-        micro_batch=min(rows, training.micro_batch or max(1, _TOKENS_AT_ONCE // context)),
+        micro_batch=micro_batch,
         nodes=training.nodes,
         processes=training.processes,
         threads=threads_for(training),
         device="cuda" if device.type == "cuda" else "cpu",
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        precision=precision_for(training.precision, device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        precision=precision,
         compiled=False,
         compile_reason="not asked for" if training.compile is False else "",
         seed=training.seed,
@@ -62,7 +73,28 @@ def resolve(training: TrainingConfig, context: int, batches: Batches) -> Resolve
         tokens_per_second=None,
         evaluate_every=0,
         torch=torch.__version__,
+        memory_mb=footprint.at(micro_batch).total >> 20,
     )
+
+
+def _micro_batch(footprint: Footprint, free: int) -> int:
+    """What the settings ask for, or else the largest that is worth it and fits into `free` bytes."""
+    if asked := footprint.training.micro_batch:
+        return min(footprint.rows, asked)
+    there = int(ROOM * free)
+    if found := footprint.largest(most_rows(footprint), there):
+        return found
+    need, length = amount(footprint.at(1).training), footprint.length
+    raise TrainingError(
+        f"training this model takes {need} of memory with one sequence of {length} tokens at a time and {amount(there)} are "
+        "there for it: lower model.context, model.width or model.layers, free some memory, or set training.micro_batch=1 to "
+        "try it all the same"
+    )
+
+
+def most_rows(footprint: Footprint) -> int:
+    """The largest micro-batch that is worth it."""
+    return min(footprint.rows, max(1, TOKENS_AT_ONCE[footprint.device] // footprint.length))
 
 
 def precision_for(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
@@ -126,8 +158,8 @@ def follow_here(answers: Resolved) -> tuple[Resolved, list[str]]:
     missing = []
     if answers.device == "cuda" and not torch.cuda.is_available():
         missing.append(f"it was trained on {answers.device_name}, and torch sees no NVIDIA card here, so the CPU trains")
-        changed = {"device": "cpu", "device_name": _processor()}
-    elif (here := torch.cuda.get_device_name() if answers.device == "cuda" else _processor()) != answers.device_name:
+        changed = {"device": "cpu", "device_name": processor()}
+    elif (here := torch.cuda.get_device_name() if answers.device == "cuda" else processor()) != answers.device_name:
         missing.append(f"it was trained on {answers.device_name}, this is {here}")
         if answers.precision == "bfloat16" and default_dtype(torch.device(answers.device)) != torch.bfloat16:
             missing.append("it was trained in bfloat16, which this machine has to emulate")
@@ -169,7 +201,7 @@ def steps_in(seconds: float, step: float, evaluation: float, evaluations: int) -
 
     At most a tenth of the time goes to evaluations; where they are dearer, there are fewer of them.
     """
-    affordable = max(1, min(evaluations, int(_EVALUATION_SHARE * seconds / evaluation)))
+    affordable = max(1, min(evaluations, int(EVALUATION_SHARE * seconds / evaluation)))
     return max(1, int((seconds - affordable * evaluation) / step)), affordable
 
 
@@ -194,7 +226,8 @@ def _missing_toolchain(device: str) -> str | None:
     return None if header.exists() else "Python's headers are not installed (Debian: python3-dev)"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

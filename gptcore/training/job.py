@@ -70,6 +70,8 @@ class Resolved(Record):
     evaluate_every: int
     torch: str
     """Its version."""
+    memory_mb: int | None = None
+    """Peak of one process as it was predicted; None in the answers of older versions."""
 
     @property
     def world(self) -> int:

@@ -4,6 +4,7 @@ The kernel counts, per control group, the processes that its out-of-memory kille
 memory.oom_control of v1). A kill -9 by hand does not count: that is how the two are told apart.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,21 +35,30 @@ def oom_kills(root: Path = Path("/")) -> Kills | None:
     """The kills in this process's control group; None where nothing tells. `root`: where /proc and /sys are."""
     try:
         boot = (root / "proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    for _, controllers, path in (line.split(":", 2) for line in groups):
-        # Inside of a container the path may be the host's; what is mounted is then the container's own group.
-        for place in (path.lstrip("/"), ""):
-            if controllers == "":
-                file = root / "sys/fs/cgroup" / place / "memory.events"
-            elif controllers == "memory":
-                file = root / "sys/fs/cgroup/memory" / place / "memory.oom_control"
-            else:
-                continue
-            if (count := _count(file)) is not None:
-                return Kills(f"{boot} {file}", count)
+    for version, folder in memory_groups(root):
+        file = folder / ("memory.oom_control" if version == 1 else "memory.events")
+        if (count := _count(file)) is not None:
+            return Kills(f"{boot} {file}", count)
     return None
+
+
+def memory_groups(root: Path = Path("/")) -> Iterator[tuple[int, Path]]:
+    """The control groups around this process that count memory, from its own outwards: version (1 or 2) and folder."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in groups):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        # Inside of a container the path may be the host's; what is mounted is then, at the top, the container's own group.
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(top):
+                yield (1 if controllers else 2), folder
 
 
 def _count(file: Path) -> int | None:

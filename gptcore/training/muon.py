@@ -60,3 +60,9 @@ def orthogonal(matrices: Tensor) -> Tensor:
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
     found: Tensor = x if wide is matrices else x.mT
     return found
+
+
+def orthogonal_flops(rows: int, columns: int) -> int:
+    """FLOPs of `orthogonal` for one matrix: however few tokens a step has, it takes as many."""
+    short, long = sorted((rows, columns))
+    return _ITERATIONS * (4 * short**2 * long + 2 * short**3)

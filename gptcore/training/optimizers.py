@@ -20,7 +20,7 @@ class Optimizers:
         config = config.suited(model.config.width)
         assert config.rate is not None
         self._names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
-        matrices = [weight for weight, name in self._names.items() if name.startswith("blocks") and weight.dim() == 2]
+        matrices = block_matrices(model)
         tables = [weight for weight, name in self._names.items() if weight.dim() == 2 and not name.startswith("blocks")]
         vectors = [weight for weight in self._names if weight.dim() == 1]
         self._penalised = [*matrices, *tables] if config.l1 or config.l2 else []
@@ -82,6 +82,11 @@ class Optimizers:
             weight = weights[name]
             # Adam keeps its step count as a float32 scalar on the weight's device.
             self._members[key].state[weight][entry] = value.to(weight.device)
+
+
+def block_matrices(model: GPT) -> list[Tensor]:
+    """What Muon is for."""
+    return [weight for name, weight in model.named_parameters() if name.startswith("blocks") and weight.dim() == 2]
 
 
 def _one_for_all(

@@ -58,6 +58,11 @@ def add_up(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(total.view_as(tensor))
 
 
+def exchanged_at_once(tensors: Sequence[Tensor]) -> int:
+    """Most bytes that `add_up` needs beside them."""
+    return max(sum(tensor.nbytes for tensor in bucket) for bucket in _buckets(tensors))
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     for tensor in tensors:

@@ -17,10 +17,11 @@ from gptcore.model.inputs import Inputs, inputs
 from gptcore.model.loss import bits_per_byte, mean_loss, token_losses
 from gptcore.tokens import Shards, Tokenizer
 from gptcore.tokens.batches import Batches, HeldOut, RowBatches, StreamBatches, held_out_rows, held_out_stream
-from gptcore.tokens.objectives import Batch, objective
+from gptcore.tokens.objectives import Batch, Symbols, objective
 from gptcore.training import checkpoint
 from gptcore.training.average import Average
 from gptcore.training.budget import Change, adapt, dtype_of, resolve
+from gptcore.training.footprint import Footprint
 from gptcore.training.guard import Guard
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import Journal
@@ -41,7 +42,7 @@ class Trainer:
         self.batches, self.held_out = _open_data(self.job, self.tokenizer)
         answered = run.resolved()
         self.answered = answered is not None
-        self.resolved = answered or resolve(self.job.training, self.job.model.context, self.batches)
+        self.resolved = answered or resolve(self.job, self.tokenizer.vocabulary, self.batches)
         self.device = pick_device(self.resolved.device)
         torch.set_num_threads(self.resolved.threads)
         torch.set_float32_matmul_precision("high")
@@ -58,11 +59,23 @@ class Trainer:
 
         `too_much`: the micro-batch with which memory ran out. Raises `TrainingError` when there is no smaller one.
         """
+        before = self.resolved.micro_batch
         self.resolved, changes = adapt(self.resolved, self.job.training, too_much)
+        if self.resolved.micro_batch != before:
+            predicted = self.footprint.at(self.resolved.micro_batch).total >> 20
+            self.resolved = self.resolved.model_copy(update={"memory_mb": predicted})
         torch.set_num_threads(self.resolved.threads)
         if changes and self.answered and self.rank.first:
             self.run.write(self.resolved)
         return changes
+
+    @property
+    def footprint(self) -> Footprint:
+        """The memory of this process, predicted."""
+        return Footprint(
+            self.job.model, self.tokenizer.vocabulary, self.job.training, self.batches.longest, self.device.type,
+            self.model.compute_dtype,
+        )  # fmt: skip
 
     @property
     def plain_loss(self) -> LossFunction:
@@ -183,8 +196,9 @@ def _open_data(job: Job, tokenizer: Tokenizer) -> tuple[Batches, Mapping[str, He
     if shards.tokenizer != tokenizer.digest:
         raise TrainingError(f"the shards {job.shards} were made with another tokenizer than {job.tokenizer}")
     rows = max(1, min(training.batch, 8192 // context))
-    learned = objective(job.model, training.masking, tokenizer, training.seed)
-    measured = objective(job.model, training.masking, tokenizer, 0)  # what is hidden then is the same for every seed
+    symbols = Symbols.of(tokenizer)
+    learned = objective(job.model, training.masking, symbols, training.seed)
+    measured = objective(job.model, training.masking, symbols, 0)  # what is hidden then is the same for every seed
     train, valid = shards.split("train"), shards.split("valid")
     if shards.masked:
         batches: Batches = RowBatches(train, learned, training.batch, training.seed)

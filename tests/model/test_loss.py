@@ -44,12 +44,12 @@ def test_values_and_gradients_are_those_of_torch_however_it_is_cut(seed, ignored
     wanted.backward()
     expected = [weight.grad.clone() for weight in gpt.parameters()]
     gpt.zero_grad()
-    before, module._LOGITS_AT_ONCE = module._LOGITS_AT_ONCE, rows * VOCABULARY
+    before, module.LOGITS_AT_ONCE = module.LOGITS_AT_ONCE, rows * VOCABULARY
     try:
         found = mean_loss(gpt, tokens, labels, 36.0, smoothing=smoothing, z=z)
         found.backward()
     finally:
-        module._LOGITS_AT_ONCE = before
+        module.LOGITS_AT_ONCE = before
     torch.testing.assert_close(found, wanted)
     for weight, gradient in zip(gpt.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-4)
@@ -77,7 +77,7 @@ def test_logits_of_a_large_vocabulary_are_never_there_at_once(vocabulary, monkey
     monkeypatch.setattr(F, "linear", watched)
     tokens = torch.zeros(4, 256, dtype=torch.long)
     mean_loss(gpt, tokens, tokens, 1024.0).backward()
-    assert largest <= module._LOGITS_AT_ONCE < 1024 * vocabulary / 10
+    assert largest <= module.LOGITS_AT_ONCE < 1024 * vocabulary / 10
 
 
 def test_bfloat16_activations_keep_a_float32_softmax():
