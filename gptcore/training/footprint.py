@@ -41,6 +41,8 @@ torch's allocator on cards."""
 Peaks = tuple[int, ...]
 """Bytes, one number per part of a step."""
 
+_FUSED = {torch.ops.aten._fused_adam_, torch.ops.aten._fused_adamw_, torch.ops.aten._fused_sgd_}
+"""Updates in place that hold nothing for their moment, and of which not all are made for the meta device."""
 _BACK = 3
 """Which part of a step goes back through the blocks."""
 
@@ -82,7 +84,7 @@ class Footprint:
     """"cpu" or "cuda"."""
     dtype: torch.dtype
     """What is computed in."""
-    _counts: dict[tuple[int, int], Peaks] = field(default_factory=dict)
+    _counts: dict[tuple[int, int], Peaks] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         weights = count_weights(self.config, self.vocabulary)
@@ -141,8 +143,6 @@ class Footprint:
 
     def _updated(self, layers: int) -> Peaks:
         """Most bytes that the optimizers hold for their moment."""
-        if self.training.optimizer.algorithm != "muon":
-            return (0,)  # the fused kernels of the others work in place
         model = self._model(layers)
         with _On(self.device):
             optimizers = Optimizers(model, self.training.optimizer)
@@ -222,6 +222,8 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten.nonzero.default:  # what is learned from, in a shape unknown without numbers: all of it
             made = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+        elif function.overloadpacket in _FUSED:
+            return None
         else:
             made = function(*args, **(kwargs or {}))
         for part in made if isinstance(made, list | tuple) else (made,):

@@ -54,11 +54,11 @@ def test_time_energy_and_money_of_gpt2_on_an_h100():
     assert told(mfu=0.7, tokens=10**9, evaluations=1, evaluation_tokens=1).seconds == pytest.approx(seconds / 2)
 
 
-def test_a_card_without_bfloat16_computes_in_float16_but_for_muon():
-    old, new = told("t4").place, told("h100").place
-    assert (old.precision, old.flops, old.muon_flops) == ("float16", 65e12, 8.1e12)
-    assert (new.precision, new.flops, new.muon_flops) == ("bfloat16", 989.5e12, 989.5e12)
-    assert told("h100", precision="float32").place.flops == 494.5e12
+def test_a_card_without_bfloat16_computes_in_float16_and_muon_in_float32():
+    t4 = told("t4").place
+    assert (t4.precision, t4.flops, t4.muon_flops) == ("float16", 65e12, 8.1e12)
+    wide = told("h100", precision="float32").place
+    assert (wide.precision, wide.flops, wide.muon_flops) == ("float32", 494.5e12, 494.5e12)
 
 
 def test_a_budget_in_minutes_buys_tokens_and_one_in_steps_time():
@@ -84,11 +84,19 @@ def test_the_operations_of_muon_are_those_that_torch_counts():
     assert 2 * 256 / muon.speed == pytest.approx(2 * 256 / adamw.speed + more)
 
 
-def test_processes_are_cards():
-    one, two = told(), told(processes=2)
+@pytest.mark.parametrize("places", [{"processes": 2}, {"nodes": 2}])
+def test_every_process_has_a_card(places):
+    one, two = told(), told(**places)
     assert two.speed == pytest.approx(2 * one.speed)
     assert two.micro_batch == one.micro_batch / 2
     assert two.joules == pytest.approx(one.joules)
+
+
+def test_a_prefix_model_computes_more_tokens_than_it_reads():
+    causal, prefix = (told(shape=GPT2.model_copy(update={"objective": name})) for name in ("causal", "prefix"))
+    assert prefix.tokens == causal.tokens * 930 / 1024, "the context divided by 1 + 2 x 0.15 / 3"
+    step = 64 * 1024 * prefix.flops_per_token / (989.5e12 * 0.35)
+    assert 64 * 930 / prefix.speed == pytest.approx(step)
 
 
 def test_what_does_not_fit_says_how_much_is_missing():
