@@ -31,7 +31,7 @@ STEPS = 60
 
 def job_of(tiny, **training) -> Job:
     settings = {"steps": STEPS, "evaluations": 6, "precision": "float32", "compile": False, "processes": 2, **training}
-    settings.setdefault("optimizer", OptimizerConfig(algorithm="adamw"))
+    settings.setdefault("optimizer", OptimizerConfig(algorithm="adamw", rate=0.005))  # at a wilder one roundings part
     return Job(
         model=tiny.model(),
         training=tiny.training(**settings),
