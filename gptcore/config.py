@@ -276,7 +276,7 @@ def preset(name: str) -> ModelConfig:
 
 
 _MEASURED_AT = 256
-_RATES = {"muon": (0.02, 0.5), "adamw": (0.002, 1.0), "adam": (0.002, 1.0), "sgd": (0.1, 0.0)}
+_RATES = {"muon": (0.03, 0.5), "adamw": (0.0015, 1.0), "adam": (0.0015, 1.0), "sgd": (0.1, 0.0)}
 """The peak rate that was best at that width, and the power of 1 / width that it goes with (DECISIONS.md)."""
 
 

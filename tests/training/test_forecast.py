@@ -31,9 +31,7 @@ def told(on: str = "h100", shape=GPT2, *, per_hour: float | None = None, mfu: fl
 
 def test_every_card_has_dense_numbers():
     for known in CARDS.values():
-        assert (
-            known.half > 2 * known.float32 if not known.bfloat16 else known.half == pytest.approx(2 * known.float32, rel=0.02)
-        )
+        assert not known.bfloat16 or known.half == pytest.approx(2 * known.float32, rel=0.02), "TF32 is half of it"
         assert 2 <= known.memory <= 200
         assert 50 <= known.watts <= 1000
 
