@@ -67,9 +67,6 @@ def plan(
 
     With --on or --preset, say instead what pretraining would take there: time, memory, energy and money.
     """
-    if on or preset:
-        _forecast(read_settings(config, text, overrides), on or ["here"], preset or [], mfu, per_hour or [], as_json)
-        return
     from flows.operations.server import set_default_environment
     from flows.session import OPTIONS, Options, plan_run
     from flows.start import open_chain
@@ -81,7 +78,11 @@ def plan(
     set_default_environment()
     OPTIONS.set(Options(rebuild=frozenset(rebuild or [])))
     planned = plan_run()
-    open_chain(planned, settings).promote()
+    chain = open_chain(planned, settings)
+    if on or preset:
+        _forecast(chain.config, on or ["here"], preset or [], mfu, per_hour or [], as_json)
+        return
+    chain.promote()
     if as_json:
         print(json.dumps({stage: vars(decision) for stage, decision in planned.decisions.items()}, ensure_ascii=False))
     else:

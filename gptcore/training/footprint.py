@@ -186,12 +186,16 @@ class _On(TorchFunctionMode):
             return self.device
         if kwargs.get("device") == self.device:
             kwargs = {**kwargs, "device": "meta"}
-        return (_fused if function is F.scaled_dot_product_attention else function)(*args, **kwargs)
+        fuses = function is F.scaled_dot_product_attention and self._has_kernel(args[0].dtype, **kwargs)
+        return (_fused if fuses else function)(*args, **kwargs)
+
+    def _has_kernel(self, dtype: torch.dtype, attn_mask: Tensor | None, enable_gqa: bool, **_: Any) -> bool:
+        """Whether attention is fused: always but on cards, where groups of heads have a kernel in bfloat16 without a mask."""
+        return self.device.type == "cpu" or not enable_gqa or (attn_mask is None and dtype == torch.bfloat16)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None, is_causal: bool, **_: Any) -> Tensor:
     """What the meta device has no kernel for: whatever the device, it keeps these inputs, the output and a number per query."""
-    del enable_gqa  # heads without keys of their own need no copies
     seen = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=q.dtype)  # is added to the scores
     out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, attn_mask=seen)[0]
     return out

@@ -45,6 +45,7 @@ def footprint_of(shape: ModelConfig, training=TRAINING, device="cpu", dtype=torc
 
 MEASURE = """
 import sys
+from pathlib import Path
 import numpy as np, torch
 from gptcore.config import ModelConfig, TrainingConfig
 from gptcore.model import GPT
@@ -66,9 +67,9 @@ batch = text.of_text(Excerpts(ids, 1000 * np.arange(training.batch), np.zeros(tr
 for _ in range(3):
     parts = (inputs(batch, cpu, slice(at, at + training.micro_batch)) for at in range(0, training.batch, training.micro_batch))
     update(model, mean_loss, optimizers, parts, float(batch.learned), share=1.0, clip_to=1.0)
-# Not getrusage, which knows the size of whoever forked this process.
-(peak,) = (int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(peak, memory.total, memory.total - memory.holes)
+facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+measured = int(facts["VmHWM"].split()[0]) << 10  # getrusage would tell that of whoever started this, if it is more
+print(measured, memory.total, memory.total - memory.holes)
 """
 
 
@@ -200,11 +201,17 @@ def test_few_sequences_and_blocks_tell_of_many(changes, device):
     assert max(few._peaks(6, 3 * few._even)) == pytest.approx(max(many), rel=0.02)
 
 
-def test_the_fused_kernel_of_a_card_keeps_no_matrix_of_scores():
-    shape = SMALL.model_copy(update={"context": 512})
-    plain, fused = (footprint_of(shape, device=device).at(2).moment for device in ("cpu", "cuda"))
-    scores = 2 * 2 * shape.heads * 512 * 512 * 4  # rows, at least softmax and what it is taken of, heads, places, bytes
-    assert plain - fused > scores
+def test_where_attention_is_fused_no_matrix_of_scores_is_kept():
+    def moment(device: str, **changes) -> int:
+        shape = SMALL.model_copy(update={"context": 512, **changes})
+        return footprint_of(shape, device=device, dtype=torch.bfloat16).at(2).moment
+
+    scores = 2 * SMALL.layers * SMALL.heads * 512 * 512 * 2  # rows, layers, heads, places, bytes
+    assert moment("cpu") - moment("cuda") > scores, "few tokens on a CPU go without"
+    assert moment("cuda", kv_heads=2, document_mask=True) - moment("cuda", document_mask=True) > scores, (
+        "as do groups with a mask"
+    )
+    assert moment("cuda", kv_heads=2) < moment("cuda")
 
 
 def test_several_processes_need_room_for_the_gradients_that_they_exchange():
