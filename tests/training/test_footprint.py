@@ -87,8 +87,8 @@ def measured_and_predicted(config: ModelConfig, micro_batch: int, algorithm: str
 
 def test_a_small_training_takes_what_was_predicted():
     shape = ModelConfig(layers=4, width=128, heads=4, context=128)
-    measured, predicted = measured_and_predicted(shape, 8, "adamw", holes=True)
-    assert predicted == pytest.approx(measured, rel=0.15)
+    measured, predicted = measured_and_predicted(shape, 8, "adamw", holes=False)
+    assert predicted == pytest.approx(measured, rel=0.1)
 
 
 BLOCK = ModelConfig(layers=6, width=384, heads=6, context=256)
@@ -202,16 +202,16 @@ def test_few_sequences_and_blocks_tell_of_many(changes, device):
 
 
 def test_where_attention_is_fused_no_matrix_of_scores_is_kept():
-    def moment(device: str, **changes) -> int:
+    def saved(device: str, **changes) -> int:
         shape = SMALL.model_copy(update={"context": 512, **changes})
-        return footprint_of(shape, device=device, dtype=torch.bfloat16).at(2).moment
+        return footprint_of(shape, device=device, dtype=torch.bfloat16)._counted(3, 2)[2]
 
-    scores = 2 * SMALL.layers * SMALL.heads * 512 * 512 * 2  # rows, layers, heads, places, bytes
-    assert moment("cpu") - moment("cuda") > scores, "few tokens on a CPU go without"
-    assert moment("cuda", kv_heads=2, document_mask=True) - moment("cuda", document_mask=True) > scores, (
+    scores = 0.9 * 2 * SMALL.layers * SMALL.heads * 512 * 512 * 2  # rows, layers, heads, places, bytes; a kernel keeps a little
+    assert saved("cpu") - saved("cuda") > scores, "few tokens on a CPU go without"
+    assert saved("cuda", kv_heads=2, document_mask=True) - saved("cuda", document_mask=True) > scores, (
         "as do groups with a mask"
     )
-    assert moment("cuda", kv_heads=2) < moment("cuda")
+    assert saved("cuda", kv_heads=2) < saved("cuda")
 
 
 def test_several_processes_need_room_for_the_gradients_that_they_exchange():
