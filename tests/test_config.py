@@ -100,7 +100,7 @@ def test_a_password_in_a_url_is_refused_without_repeating_it(config):
 def test_a_preset_is_a_beginning(config):
     model = config(more="model: {preset: gpt2, context: 64}\n").model
     assert (model.layers, model.norm, model.context) == (12, "layer", 64)
-    assert "there are: gpt2" in problems(preset, "gpt9")
+    assert "there are: transformer, gpt1" in problems(preset, "gpt9")
     assert all(preset(name).size_of_head for name in PRESETS)
 
 
@@ -188,3 +188,12 @@ def test_a_mixture_is_left_behind_by_a_round_and_by_other_text(config, tmp_path)
     path.write_text(SMALL.replace("minutes: 3", "minutes: 3, mixture: {files: 1}"))
     assert load_config(path).training.mixture == {"files": 1.0}
     assert load_config(path, texts=["docs"]).training.mixture is None
+
+
+def test_what_is_written_out_is_what_the_schema_asks_for(config):
+    """Prefect checks the one against the other."""
+    loaded = config(more="base: {import: gpt2}\n")
+    assert loaded.base.import_from == "gpt2"
+    assert parse_config(loaded.model_dump(mode="json")) == loaded
+    definitions = PipelineConfig.model_json_schema()["$defs"]
+    assert loaded.base.model_dump().keys() == definitions["BaseConfig"]["properties"].keys()
