@@ -63,14 +63,31 @@ def _choose_compile(trainer: Trainer) -> float | None:
             compiled, reason = False, f"eager, because torch.compile failed: {str(error).strip().splitlines()[0][:200]}"
         if not compiled:
             trainer.loss_function, step_seconds = trainer.plain_loss, eager
+            deterministic(False)
     trainer.resolved = _with(resolved, compiled=compiled, compile_reason=reason)
     return step_seconds
 
 
-def _compiled(trainer: Trainer) -> LossFunction:
-    """The loss, compiled when it is first called."""
-    function: LossFunction = torch.compile(trainer.plain_loss, dynamic=isinstance(trainer.batches, RowBatches))
+def compiled(loss: LossFunction, device: torch.device, dynamic: bool | None = None) -> LossFunction:
+    """The loss, compiled when it is first called.
+
+    On CPUs with deterministic algorithms, from here on: the threads of a compiled embedding add up its gradient in the order in
+    which they come by, and no two runs were equal. Eager operations are equal without.
+    """
+    deterministic(device.type == "cpu")
+    function: LossFunction = torch.compile(loss, dynamic=dynamic)
     return function
+
+
+def _compiled(trainer: Trainer) -> LossFunction:
+    return compiled(trainer.plain_loss, trainer.device, isinstance(trainer.batches, RowBatches))
+
+
+def deterministic(wanted: bool) -> None:
+    """Whether torch has to choose operations that give the same bits every time."""
+    # Else every new tensor is written twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
 def _with(resolved: Resolved, **answers: object) -> Resolved:

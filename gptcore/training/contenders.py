@@ -13,6 +13,7 @@ from gptcore.model import GPT
 from gptcore.model.folder import default_dtype, pick_device
 from gptcore.model.inputs import Inputs
 from gptcore.model.loss import mean_loss
+from gptcore.training.answers import compiled, deterministic
 from gptcore.training.bench import _MATRIX, BenchConfig, Contender
 from gptcore.training.budget import dtype_of, precision_for, seconds_of
 from gptcore.training.optimizers import Optimizers
@@ -64,15 +65,17 @@ class Ours:
     def _best(self, settings: tuple[bool, ...]) -> tuple[LossFunction, str]:
         """The faster one, as a run that is long enough would choose it."""
         tried = []
-        for compiled in settings:
-            self.loss = torch.compile(mean_loss) if compiled else mean_loss
-            name = "compiled" if compiled else "eager"
+        for wanted in sorted(settings):
+            self.loss = compiled(mean_loss, self.device) if wanted else mean_loss
+            name = "compiled" if wanted else "eager"
             try:
                 self.step()
                 tried.append((seconds_of(lambda _: self.step(), 3), self.loss, name))
             except Exception as error:
                 warnings.warn(f"{name}: {error}", stacklevel=1)
         _, loss, name = min(tried, key=lambda entry: entry[0])
+        if name == "eager":
+            deterministic(False)
         return loss, name
 
     def step(self) -> None:
@@ -117,10 +120,10 @@ class Transformers:
 
     def _best(self, settings: list[tuple[torch.dtype, bool]]) -> tuple[torch.dtype, Callable[..., Any]]:
         tried = []
-        for dtype, compiled in settings:
-            self.dtype, self.run = dtype, torch.compile(self.model) if compiled else self.model
+        for dtype, wanted in settings:
+            self.dtype, self.run = dtype, torch.compile(self.model) if wanted else self.model
             name = f"{str(dtype).removeprefix('torch.')}{' autocast' if dtype != torch.float32 else ''}, "
-            name += f"{'compiled' if compiled else 'eager'}, adamw, {_threads(self.device)}"
+            name += f"{'compiled' if wanted else 'eager'}, adamw, {_threads(self.device)}"
             try:
                 self.step()
                 tried.append((seconds_of(lambda _: self.step(), 3), name, self.dtype, self.run))

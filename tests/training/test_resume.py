@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -224,6 +225,19 @@ def test_minutes_are_turned_into_steps_before_step_1_and_kept(tiny, tmp_path):
     assert resolved.steps > 10
     assert steps_of(run)[-1] == resolved.steps
     assert resolved.tokens_per_second > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_was_killed_reaches_the_bits_of_one_that_was_not(tiny, tmp_path):
+    # More tokens in a batch than a thread takes at a time, so that two threads meet in the table's gradient.
+    job = job_of(tiny, compile=True, batch=64, threads=2)
+    left_alone, killed = train(Run(tmp_path / "alone"), job), Run(tmp_path / "killed")
+    killed.folder.mkdir()
+    killed.write(job)
+    shutil.copy(tmp_path / "alone" / "resolved.json", killed.folder)
+    kill_at(killed, job, 20, lambda _, worker: worker.kill())
+    assert train(killed, job) == left_alone
+    assert killed.resolved().compiled
 
 
 def test_compiling_that_is_impossible_falls_back_to_eager_and_says_so(tiny, tmp_path, monkeypatch):
