@@ -7,6 +7,7 @@
     ├── TokenizerError               a vocabulary that the text does not allow, a tokenizer that does not fit
     ├── ArtifactError                an artifact that is not there or cannot be read
     │   └── CorruptArtifactError     an artifact whose files are not the ones that were published
+    ├── ModelFormatError             a model of another format that cannot be imported, or one of ours that it cannot hold
     ├── DiskFullError                no space left; what was there before is untouched
     ├── TrainingError                the trainer could not start or did not finish; its checkpoints are kept
     │   ├── TrainerDied              the trainer was killed or ran out of memory; trying again may help
@@ -51,6 +52,10 @@ class ArtifactError(GptcoreError):
 
 class CorruptArtifactError(ArtifactError):
     """An artifact whose files are not the ones that were published."""
+
+
+class ModelFormatError(GptcoreError):
+    """A model of another format that cannot be imported, or one of ours that the other format cannot hold."""
 
 
 class DiskFullError(GptcoreError):

@@ -16,6 +16,7 @@ from torch import Tensor
 from gptcore.artifacts import write_json
 from gptcore.config import ModelConfig
 from gptcore.errors import ArtifactError, CorruptArtifactError
+from gptcore.model.quantisation import INT8, Int8Embedding, quantised_empty
 from gptcore.model.transformer import GPT, Linear
 from gptcore.tokens import Tokenizer
 
@@ -34,7 +35,7 @@ class LoadedModel:
 
 
 def save_model(folder: Path, model: GPT, tokenizer_folder: Path, task: dict[str, Any] | None = None) -> None:
-    """Write a model folder from a model and the folder of its tokenizer."""
+    """Write a model folder from a model, quantised or not, and the folder of its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}, folder / WEIGHTS)
     shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
@@ -44,6 +45,8 @@ def save_model(folder: Path, model: GPT, tokenizer_folder: Path, task: dict[str,
         "tokenizer": Tokenizer.load(tokenizer_folder).digest,
         "task": task,
     }
+    if isinstance(model.embedding, Int8Embedding):
+        settings["quantised"] = INT8
     write_json(folder / SETTINGS, settings)
 
 
@@ -57,7 +60,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     tokenizer = Tokenizer.load(folder / "tokenizer")
     if tokenizer.digest != settings["tokenizer"]:
         raise CorruptArtifactError(f"{folder} holds another tokenizer than the one its model was trained with")
-    model = GPT(ModelConfig(**settings["model"]), settings["vocabulary"], device="meta").to_empty(device=device)
+    model = GPT(ModelConfig(**settings["model"]), settings["vocabulary"], device="meta")
+    model = quantised_empty(model, device) if settings.get("quantised") == INT8 else model.to_empty(device=device)
     load_weights(model, folder / WEIGHTS)
     dtype = dtype or default_dtype(torch.device(device))
     model.compute_dtype = dtype

@@ -34,7 +34,8 @@ def mean_loss(
         learned = (labels != IGNORED).nonzero().squeeze(1)
         if len(learned) < len(labels):
             hidden, labels = hidden[learned], labels[learned]
-    losses: Tensor = _ChunkedCrossEntropy.apply(hidden, model.head_weight, labels, smoothing, z)  # type: ignore[no-untyped-call]
+    head = model.head_weight, model.head_bias
+    losses: Tensor = _ChunkedCrossEntropy.apply(hidden, *head, labels, smoothing, z)  # type: ignore[no-untyped-call]
     return losses / count
 
 
@@ -46,18 +47,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, smoothing: float, z: float) -> Tensor:
-        """Hidden states (N, D), head (V, D), labels (N) -> sum of the losses, a float32 scalar."""
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, z: float
+    ) -> Tensor:
+        """Hidden states (N, D), head (V, D), its bias (V), labels (N) -> sum of the losses, a float32 scalar."""
         weight = head.to(hidden.dtype)
         learned = (labels != IGNORED).to(torch.float32)  # (N)
         wanted = labels.clamp_min(0)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_head = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        to_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
         rows = max(1, LOGITS_AT_ONCE // head.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             logits = F.linear(hidden[part], weight).float()  # (R, V)
+            if bias is not None:
+                logits += bias
             denominator = logits.logsumexp(-1)  # (R), the log of it
             nats = denominator - (1.0 - smoothing) * logits.gather(1, wanted[part, None]).squeeze(1)
             if smoothing:
@@ -71,23 +77,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if smoothing:
                 gradient -= smoothing / logits.shape[1]
             gradient.scatter_add_(1, wanted[part, None], torch.full_like(gradient[:, :1], smoothing - 1.0))
-            gradient = (gradient * learned[part, None]).to(hidden.dtype)
+            gradient *= learned[part, None]
+            if to_bias is not None:
+                to_bias += gradient.sum(0)
+            gradient = gradient.to(hidden.dtype)
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[part])
-            if to_head is None:
-                continue
-            if hidden.dtype == to_head.dtype:
+            if to_head is not None and hidden.dtype == to_head.dtype:
                 to_head.addmm_(gradient.t(), hidden[part])  # without a second matrix of that size
-            else:
+            elif to_head is not None:
                 to_head += gradient.t() @ hidden[part]
-        ctx.save_for_backward(to_hidden, to_head)
+            del logits, gradient  # before the next ones are made
+        ctx.save_for_backward(to_hidden, to_head, to_bias)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """Both gradients were taken on the way forward. They are scaled in place: the head's is as large as the head."""
-        to_hidden, to_head = (None if part is None else part.mul_(gradient) for part in ctx.saved_tensors)
-        return to_hidden, to_head, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        """All gradients were taken on the way forward. They are scaled in place: the head's is as large as the head."""
+        to_hidden, to_head, to_bias = (None if part is None else part.mul_(gradient) for part in ctx.saved_tensors)
+        return to_hidden, to_head, to_bias, None, None, None
 
 
 def token_losses(model: GPT, tokens: Tensor, labels: Tensor, layout: Layout | None = None) -> Tensor:

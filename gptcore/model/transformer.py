@@ -10,6 +10,7 @@ of what flows in. In inference the weights are cast once (`gptcore.model.folder.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,7 +35,9 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.width, device=device)
         self.embedding_norm = Norm(config, config.width, device) if config.embedding_norm else None
         self.smear = Linear(config.width, 1, bias=False, device=device) if config.smear else None
-        self.positions = nn.Embedding(config.context, config.width, device=device) if config.positions == "learned" else None
+        places = config.context + config.position_offset if config.positions == "learned" else 0
+        self.positions = nn.Embedding(places, config.width, device=device) if places else None
+        self.segments = nn.Embedding(config.segments, config.width, device=device) if config.segments else None
         self.spans = nn.Embedding(config.context + 1, config.width, device=device) if config.objective == "prefix" else None
         # Beside the blocks and not in them: these are tables, which no optimizer may take for matrices.
         tables = config.layers if config.value_embeddings else 0
@@ -42,8 +45,10 @@ class GPT(nn.Module):
             nn.Embedding(vocab_size, config.key_value_heads * config.size_of_head, device=device) for _ in range(tables)
         )
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
-        self.norm = Norm(config, config.width, device)
+        self.norm = Norm(config, config.width, device) if config.residual != "post" else None
+        self.transform = HeadTransform(config, device) if config.head_transform else None
         self.head = None if config.tied else Linear(config.width, vocab_size, bias=False, device=device)
+        self.head_bias = nn.Parameter(torch.zeros(vocab_size, device=device)) if config.head_bias else None
 
     def forward(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T) of int64; with a cache, T new tokens after the S that it holds."""
@@ -57,35 +62,46 @@ class GPT(nn.Module):
         place = layout.places  # (T) or (B, T)
         if place is None:
             place = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self._embed(tokens)  # (B, T, D)
+        x = self._embed(tokens, place, layout.segments)  # (B, T, D)
         if self.smear is not None:
-            before = torch.cat((self._embed(_before(tokens, cache)), x[:, :-1]), 1)  # (B, T, D)
+            before = torch.cat((self._embed(_before(tokens, cache), place), x[:, :-1]), 1)  # (B, T, D)
             x = x + self.smear(x).sigmoid() * before * (place > 0).unsqueeze(-1)  # nothing stands before a text
-        if self.positions is not None:
-            x = x + self.positions(place)
-        elif config.positions == "sinusoidal":
-            x = x * math.sqrt(config.width) + sinusoids(place, config.width)
         if self.spans is not None:
             x = x + self.spans(torch.zeros_like(place) if layout.spans is None else layout.spans)
         x = F.dropout(x.to(self.compute_dtype), config.dropout, self.training)
-        rotation = rotary(place, config.size_of_head, config.rope_theta) if config.positions == "rotary" else None
+        rotation = rotary(place, config.rotary_size, config.rope_theta) if config.positions == "rotary" else None
+        masks = self._masks(layout.mask, tokens.shape[1], 0 if cache is None else cache.length, tokens.device)
         for index, block in enumerate(self.blocks):
             value = self.values[index](tokens).to(x.dtype) if config.value_embeddings else None  # (B, T, G K)
-            x = block(x, rotation, layout.mask, None if cache is None else cache.layers[index], value)
+            x = block(x, rotation, masks[config.window(index)], None if cache is None else cache.layers[index], value)
         if cache is not None:
             cache.tokens[:, cache.length : cache.length + tokens.shape[1]] = tokens
             cache.length += tokens.shape[1]
-        hidden: Tensor = self.norm(x)
-        return hidden
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.transform is None else self.transform(x)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T) -> their embeddings (B, T, D), normed where the settings say so."""
+    def _embed(self, tokens: Tensor, place: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) at their places (T) or (B, T) -> their embeddings (B, T, D), normed where the settings say so."""
         x: Tensor = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(place + self.config.position_offset)
+        elif self.config.positions == "sinusoidal":
+            x = x * math.sqrt(self.config.width) + sinusoids(place, self.config.width)
+        if self.segments is not None:
+            x = x + self.segments(torch.zeros_like(place) if segments is None else segments)
         return x if self.embedding_norm is None else self.embedding_norm(x)
+
+    def _masks(self, mask: Tensor | None, new: int, before: int, device: torch.device) -> dict[int | None, Tensor | None]:
+        """The mask for each window of the settings; they differ once there are more tokens than the window is wide."""
+        wide = {window for window in self.config.windows if window is None or window >= before + new}
+        narrow = {window for window in self.config.windows if window is not None and window < before + new}
+        return {**dict.fromkeys(wide, mask), **{window: banded(mask, new, before, window, device) for window in narrow}}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: (…, D) -> (…, V)."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+        logits = F.linear(hidden, self.embedding.weight.to(hidden.dtype)) if self.head is None else self.head(hidden)
+        return logits if self.head_bias is None else logits + self.head_bias.to(hidden.dtype)
 
     @property
     def head_weight(self) -> Tensor:
@@ -107,13 +123,13 @@ class GPT(nn.Module):
     def _deviation(self, name: str, weight: Tensor) -> float:
         """Standard deviation of a matrix at the start.
 
-        GPT-2's 0.02 and its 1/sqrt(2 layers) on what writes into the residual stream; matrices of the modern block are
-        scaled with their input width instead, so that one learning rate suits all widths.
+        GPT-2's 0.02 and its 1/sqrt(2 layers) on what writes into a residual stream that is never normed; matrices of the modern
+        block are scaled with their input width instead, so that one learning rate suits all widths.
         """
-        residual = name.endswith(("attention.output.weight", "ffn.down.weight"))
+        residual = name.endswith(("attention.output.weight", "ffn.down.weight")) and self.config.residual != "post"
         if self.config.norm == "layer":
             return 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
-        if name.startswith(("embedding", "positions", "spans", "head")):
+        if name.startswith(("embedding", "positions", "segments", "spans", "head")):
             return 0.02
         if name.startswith(("smear", "values")):
             return 0.0  # a gate that is half open, and tables that say nothing yet
@@ -121,11 +137,11 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Norm, attention, residual; norm, feed-forward, residual (pre-norm)."""
+    """Attention and the feed-forward network, each with a norm, a residual around both; `residual` says in which order."""
 
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.residual = config.dropout, config.residual
         self.attention_norm = Norm(config, config.width, device)
         self.attention = Attention(config, device)
         self.ffn_norm = Norm(config, config.width, device)
@@ -140,9 +156,15 @@ class Block(nn.Module):
         value: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D). `value` as in `Attention`."""
+        if self.residual == "post":
+            mixed = self.attention(x, rotation, mask, cache, value)
+            x = self.attention_norm(x + F.dropout(mixed, self.dropout, self.training))
+            normed: Tensor = self.ffn_norm(x + F.dropout(self.ffn(x), self.dropout, self.training))
+            return normed
         mixed = self.attention(self.attention_norm(x), rotation, mask, cache, value)
-        x = x + F.dropout(mixed, self.dropout, self.training)
-        return x + F.dropout(self.ffn(self.ffn_norm(x)), self.dropout, self.training)
+        mixed = x + F.dropout(mixed, self.dropout, self.training)
+        read = x if self.residual == "parallel" else mixed
+        return mixed + F.dropout(self.ffn(self.ffn_norm(read)), self.dropout, self.training)
 
 
 class Attention(nn.Module):
@@ -154,13 +176,15 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.heads, self.groups, self.size = config.heads, config.key_value_heads, config.size_of_head
-        self.causal = config.objective != "masked"
-        self.query = Linear(config.width, self.heads * self.size, bias=config.biases, device=device)
-        self.key = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
-        self.value = Linear(config.width, self.groups * self.size, bias=config.biases, device=device)
+        self.causal, self.scale = config.objective != "masked", config.attention_scale or 1.0 / math.sqrt(self.size)
+        biases = config.biases_of_queries
+        self.query = Linear(config.width, self.heads * self.size, bias=biases, device=device)
+        self.key = Linear(config.width, self.groups * self.size, bias=biases, device=device)
+        self.value = Linear(config.width, self.groups * self.size, bias=biases, device=device)
         self.output = Linear(self.heads * self.size, config.width, bias=config.biases, device=device)
         self.query_norm = Norm(config, self.size, device) if config.qk_norm else None
         self.key_norm = Norm(config, self.size, device) if config.qk_norm else None
+        self.attend = Attend()
 
     def forward(
         self,
@@ -184,23 +208,48 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, G, S, K)
-        out = attend(q, k, v, mask, causal=self.causal)  # (B, H, T, K)
+        out = self.attend(q, k, v, mask, causal=self.causal, scale=self.scale)  # (B, H, T, K)
         projected: Tensor = self.output(out.transpose(1, 2).reshape(batch, length, -1))  # (B, T, D)
         return projected
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = True) -> Tensor:
-    """softmax(q k^T / sqrt(K) + M) v: (B, H, T, K), (B, G, S, K), (B, G, S, K) -> (B, H, T, K).
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = True, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T + M) v: (B, H, T, K), (B, G, S, K), (B, G, S, K) -> (B, H, T, K). `scale` unset: 1 / sqrt(K).
 
-    Without a mask T == S, and it is causal or, where that is not wanted, sees everything.
+    Without a mask T == S, and it is causal or, where that is not wanted, sees everything; or T == 1 and sees everything.
     """
+    if q.shape[2] == 1:
+        # The heads of a group become the queries of one: no key or value is copied for each of them.
+        rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, G, H/G, K)
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scale).reshape(q.shape)
     if q.device.type == "cpu" and mask is None and causal and q.shape[2] <= 512:
-        return _attend_plainly(q, k, v)
+        return _attend_plainly(q, k, v, scale or 1.0 / math.sqrt(q.shape[3]))
     grouped, causal = k.shape[1] != q.shape[1], causal and mask is None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+class Attend(nn.Module):
+    """`attend` as a module, so that a forward hook sees what it is given; `attention_weights` turns that into weights."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **rule: Any) -> Tensor:
+        """As `attend`."""
+        return attend(q, k, v, mask, **rule)
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = True, scale: float | None = None
+) -> Tensor:
+    """What `attend` multiplies the values with: (B, H, T, K), (B, G, S, K) -> (B, H, T, S), each row sums to 1."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (scale or 1.0 / math.sqrt(q.shape[3])) * (q @ k.transpose(2, 3))  # (B, H, T, S)
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
+    return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The equation as it stands. On CPUs and short contexts faster, forward and backward, than the fused kernel."""
     batch, heads, length, size = q.shape
     if k.shape[1] != heads:
@@ -208,24 +257,30 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v = v.repeat_interleave(heads // v.shape[1], dim=1)
     q, k, v = (part.reshape(batch * heads, length, size) for part in (q, k, v))
     hidden = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu(1)  # (T, T)
-    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=1.0 / math.sqrt(size))  # (B H, T, T)
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale)  # (B H, T, T)
     return torch.bmm(scores.softmax(-1), v).view(batch, heads, length, size)
 
 
 class FeedForward(nn.Module):
-    """W2 phi(W1 x + b1) + b2, without an outer activation; phi is ReLU or the tanh form of GELU."""
+    """W2 phi(W1 x + b1) + b2, without an outer activation; phi is ReLU, GELU (Hendrycks and Gimpel 2016) or its tanh form."""
 
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.relu = config.activation == "relu"
+        self.activation = config.activation
         self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
         self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        inner = self.up(x)  # (B, T, F)
-        down: Tensor = self.down(F.relu(inner) if self.relu else F.gelu(inner, approximate="tanh"))
+        down: Tensor = self.down(activate(self.up(x), self.activation))  # (B, T, F) inside
         return down
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """phi of the settings, whatever the shape."""
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 class SwiGLU(nn.Module):
@@ -241,6 +296,21 @@ class SwiGLU(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, F) inside
         return down
+
+
+class HeadTransform(nn.Module):
+    """A layer of the width of the stream, its activation and a norm: what BERT has before its head (Devlin et al. 2019)."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.dense = Linear(config.width, config.width, bias=config.biases, device=device)
+        self.norm = Norm(config, config.width, device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        normed: Tensor = self.norm(activate(self.dense(x), self.activation))
+        return normed
 
 
 class Linear(nn.Linear):
@@ -306,7 +376,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of the rotary angles, each (1, T, K) or (B, 1, T, K)."""
+    """Cosines and sines of the rotary angles, each (1, T, K) or (B, 1, T, K), where K is as much of a head as they turn."""
 
     cosine: Tensor
     sine: Tensor
@@ -321,7 +391,10 @@ def rotary(place: Tensor, size: int, theta: float) -> Rotation:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (i, i + K/2) of (B, H, T, K) by its angle."""
+    """Turn each pair (i, i + K/2) of (B, H, T, K) by its angle; what a head has beyond K stays as it is."""
+    size = rotation.cosine.shape[-1]
+    if size < x.shape[-1]:
+        return torch.cat((rotate(x[..., :size], rotation), x[..., size:]), -1)
     left, right = x.chunk(2, dim=-1)
     turned = torch.cat((-right, left), -1)
     return x * rotation.cosine.to(x.dtype) + turned * rotation.sine.to(x.dtype)
@@ -346,6 +419,8 @@ class Layout(NamedTuple):
     """Prefix objective: position inside of a hidden span, from 1, and 0 around it, (B, T); unset: all 0."""
     mask: Tensor | None = None
     """True where a token may look, (B or 1, 1, T, S); unset: the rule of the model."""
+    segments: Tensor | None = None
+    """Which part of its text a token belongs to, (B, T); unset: all to the first."""
 
 
 def sight(length: int, parts: Tensor | None, exposed: Tensor | None, device: torch.device) -> Tensor:
@@ -358,6 +433,17 @@ def sight(length: int, parts: Tensor | None, exposed: Tensor | None, device: tor
     return seen[:, None]
 
 
+def banded(mask: Tensor | None, new: int, before: int, window: int, device: torch.device) -> Tensor:
+    """`mask`, or the causal one, without what lies `window` tokens or more behind: (B or 1, 1, T, S) or (T, S).
+
+    T = `new`, S = `before` + T.
+    """
+    seen = torch.arange(before + new, device=device)  # (S)
+    place = seen[before:].unsqueeze(-1)  # (T, 1)
+    near = seen > place - window  # (T, S)
+    return near & (seen <= place) if mask is None else near & mask
+
+
 # --------------------------------------------------------------------------------------------------------- cache --
 
 
@@ -366,6 +452,22 @@ class LayerCache:
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values, self.length = keys, values, 0
+
+    def pick(self, rows: Tensor) -> None:
+        """Keep the rows of these numbers, in their order."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def replace(self, rows: Tensor, fresh: "LayerCache") -> None:
+        """Let the newest of `rows` be what `fresh` holds."""
+        start = self.length - fresh.length
+        self.keys[rows, :, start : self.length] = fresh.keys[:, :, : fresh.length]
+        self.values[rows, :, start : self.length] = fresh.values[:, :, : fresh.length]
+
+    def shift(self, count: int) -> None:
+        """Forget the first `count` tokens."""
+        for held in (self.keys, self.values):
+            held[:, :, : self.length - count] = held[:, :, count : self.length].clone()
+        self.length -= count
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B, G, T, K) and return everything seen so far, (B, G, S, K)."""
@@ -392,38 +494,78 @@ class Cache:
         self.layers = [LayerCache(empty(), empty()) for _ in range(config.layers)]
         self.tokens = torch.empty((batch, room), dtype=torch.int64, device=device)  # what was read so far
         self.padding = padding  # (B) of int64: how many tokens on the left are padding; None when there are none
-        self.length, self.prompt = 0, 0
+        self.length = 0
+        self.prompt: Tensor | None = None  # (B) of int64: where the prompts of a prefix model end
         self.infills = config.objective == "prefix"
 
     def rewind(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""
-        self.length, self.prompt = length, min(self.prompt, length)
+        self.length = length
+        self.prompt = None if length == 0 or self.prompt is None else self.prompt.clamp_max(length)
         for layer in self.layers:
             layer.length = length
+
+    def pick(self, rows: Sequence[int]) -> None:
+        """Keep the rows of these numbers, in their order; one may come more than once."""
+        index = torch.tensor(rows, device=self.tokens.device)
+        for layer in self.layers:
+            layer.pick(index)
+        self.tokens = self.tokens[index]
+        self.padding = None if self.padding is None else self.padding[index]
+        self.prompt = None if self.prompt is None else self.prompt[index]
+
+    def replace(self, rows: Sequence[int], fresh: "Cache") -> None:
+        """Let `rows` remember what the rows of `fresh` do, and nothing else; `fresh` has no padding and no more tokens."""
+        index, start = torch.tensor(rows, device=self.tokens.device), self.length - fresh.length
+        for layer, other in zip(self.layers, fresh.layers, strict=True):
+            layer.replace(index, other)
+        self.tokens[index, start : self.length] = fresh.tokens[:, : fresh.length]
+        self.padding = torch.zeros_like(self.tokens[:, 0]) if self.padding is None else self.padding.clone()
+        self.padding[index] = start
+        if self.prompt is not None and fresh.prompt is not None:
+            self.prompt[index] = fresh.prompt + start
+
+    def trim(self) -> None:
+        """Forget the padding that all rows have."""
+        count = 0 if self.padding is None else int(self.padding.min())
+        if self.padding is not None and count:
+            for layer in self.layers:
+                layer.shift(count)
+            self.tokens[:, : self.length - count] = self.tokens[:, count : self.length].clone()
+            self.prompt = None if self.prompt is None else self.prompt - count
+            self.length, self.padding = self.length - count, self.padding - count
+        if self.padding is not None and not self.padding.any():
+            self.padding = None
+
+    def begin_span(self, prompt: int) -> None:
+        """With the prefix objective: say that the prompts are so long, where that is not what is read first."""
+        self.prompt = torch.full_like(self.tokens[:, 0], prompt)
 
     def layout(self, new: int) -> Layout:
         """Of the next `new` tokens; the first ones are the prompt."""
         device = self.layers[0].keys.device
         place = torch.arange(self.length, self.length + new, device=device)
+        if self.infills and self.prompt is None:
+            self.begin_span(new)
         mask, spans = self._mask(place), None
-        if self.infills:
-            self.prompt = self.prompt or new
-            spans = (place - self.prompt + 2).clamp_min(0)
-            place = place.clamp_max(self.prompt - 2)
+        if self.infills and self.prompt is not None:
+            prompt = self.prompt.unsqueeze(-1)  # (B, 1)
+            spans = (place - prompt + 2).clamp_min(0)  # (B, T)
+            place = torch.minimum(place, prompt - 2)
         if self.padding is not None:
             place = (place - self.padding.unsqueeze(-1)).clamp_min(0)
         return Layout(place, spans, mask)
 
     def _mask(self, place: Tensor) -> Tensor | None:
-        """True where tokens at `place` (T) may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T."""
+        """True where tokens at `place` (T) may look, (B or 1, 1, T, S); None when the causal rule alone holds and S == T, or
+        one token sees all before it."""
         whole = self.infills and self.length == 0
-        if self.padding is None and self.length == 0 and not whole:
+        if self.padding is None and not whole and (self.length == 0 or len(place) == 1):
             return None
         seen = torch.arange(self.length + len(place), device=place.device)
-        mask = seen <= place.unsqueeze(-1)
-        if whole:
-            mask = mask | (seen < len(place) - 1)
-        mask = mask.view(1, 1, len(place), -1)
+        mask = (seen <= place.unsqueeze(-1)).view(1, 1, len(place), -1)
+        if whole and self.prompt is not None:
+            mask = mask | (seen < self.prompt.view(-1, 1, 1, 1) - 1)
         if self.padding is None:
             return mask
         # A padding token looks at itself, so that no softmax is empty; nobody reads what comes out.

@@ -122,14 +122,16 @@ def bench_train(config: BenchConfig, say: Callable[[str], None]) -> dict[str, An
 def flops_per_token(model: ModelConfig, vocabulary: int) -> int:
     """Forward and backward: 6 N + 12 layers context width (Chowdhery et al. 2022, appendix B).
 
-    N are all weights but those that are only looked up: value embeddings, and the embedding where the head has its own.
+    N are all weights but those that are only looked up: value embeddings, and the embedding where the head has its own. A block
+    with a window counts with that and not with the context.
     """
     from gptcore.model import GPT
 
     looked_up = ("values", "embedding.") if not model.tied else ("values",)
     weights = GPT(model, vocabulary, device="meta").named_parameters()
     parameters = sum(weight.numel() for name, weight in weights if not name.startswith(looked_up))
-    return 6 * parameters + 12 * model.layers * model.context * model.heads * model.size_of_head
+    seen = sum(min(model.window(block) or model.context, model.context) for block in range(model.layers))
+    return 6 * parameters + 12 * seen * model.heads * model.size_of_head
 
 
 # --------------------------------------------------------------------------------------------------------- turns --

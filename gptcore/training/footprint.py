@@ -118,7 +118,8 @@ class Footprint:
         return most if need(most) <= there else bisect.bisect_right(range(1, most), there, key=need)
 
     def _peaks(self, layers: int, rows: int) -> Peaks:
-        return _along(lambda few: _along(lambda depth: self._counted(depth, few), layers, 1), rows, self._even)
+        kinds = len(self.config.windows)  # of blocks, which take turns
+        return _along(lambda few: _along(lambda depth: self._counted(depth, few), layers, kinds), rows, self._even)
 
     def _counted(self, layers: int, rows: int) -> Peaks:
         """Most bytes in every part of a step, beside the weights and their gradients.
@@ -131,7 +132,8 @@ class Footprint:
             for weight in model.parameters():
                 weight.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
             with _On(self.device), _Live(model.parameters()) as live:
-                model.norm.register_forward_hook(lambda _module, _inputs, out: live.part_ends(out, forward=True))
+                last = model.blocks[-1] if model.norm is None else model.norm
+                last.register_forward_hook(lambda _module, _inputs, out: live.part_ends(out, forward=True))
                 model.embedding.register_forward_hook(lambda _module, _inputs, out: live.part_ends(out, forward=False))
                 tokens, labels, layout = inputs(self.batch_of(rows), torch.device("meta"))
                 loss = mean_loss(model, tokens, labels, 1.0, layout, smoothing=training.label_smoothing, z=training.z_loss)

@@ -41,15 +41,19 @@ def count_weights(config: ModelConfig, vocabulary: int) -> Weights:
     norm = 2 if config.norm == "layer" else 1  # vectors per norm: scale, and shift
     block = width * (2 * queries + 2 * keys) + (ups + 1) * width * inner
     vectors = 2 * norm * width + (2 * norm * size if config.qk_norm else 0)
+    if config.biases_of_queries:
+        vectors += queries + 2 * keys
     if config.biases:
-        vectors += queries + 2 * keys + width + ups * inner + width
-        # The output of attention and the way down each write into the residual stream.
-    places = config.context if config.positions == "learned" else 0
+        vectors += width + ups * inner + width  # the output of attention and the way down each write into the residual stream
+    places = config.context + config.position_offset if config.positions == "learned" else 0
     places += config.context + 1 if config.objective == "prefix" else 0
-    tables = vocabulary * width * (1 if config.tied else 2) + places * width
+    tables = vocabulary * width * (1 if config.tied else 2) + (places + config.segments) * width
     tables += config.layers * vocabulary * keys if config.value_embeddings else 0
-    before = (norm * width if config.embedding_norm else 0) + (width if config.smear else 0)
-    return Weights(config.layers * block, tables + before + config.layers * vectors + norm * width)
+    around = norm * width * (config.embedding_norm + (config.residual != "post")) + (width if config.smear else 0)
+    if config.head_transform:
+        around += width * width + (width if config.biases else 0) + norm * width
+    around += vocabulary if config.head_bias else 0
+    return Weights(config.layers * block, tables + around + config.layers * vectors)
 
 
 def training_bytes(config: ModelConfig, training: TrainingConfig, vocabulary: int, copies: int) -> int:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gptcore.config import MaskingConfig, ModelConfig
-from gptcore.inference.generate import generate, prefill
+from gptcore.inference.generate import generate
+from gptcore.inference.rows import prefill
 from gptcore.model import GPT
 from gptcore.model.inputs import inputs
 from gptcore.model.loss import token_losses

@@ -36,10 +36,12 @@ def plainly(gpt: GPT, tokens, labels, count: float, smoothing: float, z: float) 
 @settings(deadline=None, max_examples=25)
 @given(
     st.integers(0, 1000), st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from([0.0, 0.1]), st.sampled_from([0.0, 1e-2]),
-    st.sampled_from([1, 7, 36, 1000]), st.booleans(),
+    st.sampled_from([1, 7, 36, 1000]), st.booleans(), st.booleans(),
 )  # fmt: skip
-def test_values_and_gradients_are_those_of_torch_however_it_is_cut(seed, ignored, smoothing, z, rows, tied):
-    gpt, (tokens, labels) = model(tied=tied), batch(seed, ignored)
+def test_values_and_gradients_are_those_of_torch_however_it_is_cut(seed, ignored, smoothing, z, rows, tied, bias):
+    gpt, (tokens, labels) = model(tied=tied, head_bias=bias), batch(seed, ignored)
+    if bias:
+        torch.nn.init.normal_(gpt.head_bias)
     wanted = plainly(gpt, tokens, labels, 36.0, smoothing, z)
     wanted.backward()
     expected = [weight.grad.clone() for weight in gpt.parameters()]

@@ -100,15 +100,10 @@ EXTRAS = {"value_embeddings": True, "smear": True, "embedding_norm": True, "drop
     ("shape", "changes", "micro_batch", "algorithm"),
     [
         (GPT2_BLOCK, {}, 8, "adamw"),
-        (GPT2_BLOCK, {}, 4, "adamw"),
         (GPT2_BLOCK, {"width": 768, "heads": 12, "layers": 4}, 8, "muon"),
-        (BLOCK, {}, 8, "muon"),
         (BLOCK, {"context": 1024, "layers": 3}, 8, "adamw"),
         (BLOCK, {"kv_heads": 2, **EXTRAS}, 8, "adamw"),
-        (BLOCK, {"document_mask": True}, 8, "adamw"),
-        (BLOCK, {"objective": "masked"}, 8, "adamw"),
         (BLOCK, {"objective": "masked", "document_mask": True, "context": 512}, 8, "adamw"),
-        (BLOCK, {"objective": "prefix"}, 8, "adamw"),
         (BLOCK, {"objective": "prefix", "document_mask": True, **EXTRAS}, 8, "muon"),
     ],
 )
@@ -126,6 +121,8 @@ LAYOUTS = [
     {"document_mask": True},
     {"kv_heads": 2, **EXTRAS},
     {"norm": "layer", "activation": "gelu_tanh", "positions": "learned", "biases": True, "tied": False},
+    {"windows": (None, 8), "residual": "parallel", "rotary_share": 0.5},
+    {"objective": "masked", "residual": "post", "norm": "layer", "segments": 2, "embedding_norm": True, "head_transform": True},
 ]
 
 
@@ -189,7 +186,7 @@ def test_every_shape_is_counted_in_about_a_second():
         started = time.process_time()
         memory = footprint_of(preset(name), device="cuda", dtype=torch.bfloat16).at(4)
         assert time.process_time() - started < 3, name
-        assert memory.kept < memory.total < 1 << 40
+        assert memory.kept < memory.total < 4 << 40  # the largest is GPT-3
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

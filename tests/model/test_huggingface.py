@@ -1,0 +1,337 @@
+"""Models of transformers and ours: the same logits and gradients, and the same bits when they are exported again."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from gptcore.config import ModelConfig, preset
+from gptcore.errors import CorruptArtifactError, ModelFormatError
+from gptcore.model import GPT
+from gptcore.model.architectures import ARCHITECTURES, shortest_turn
+from gptcore.model.huggingface import _fitting, export_model, import_model
+from gptcore.model.transformer import Layout
+
+VOCABULARY, CONTEXT = 61, 24
+GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SHAPES = {
+    "openai-gpt": GPT_SIZES,
+    "gpt2": {**GPT_SIZES, "n_inner": 80},
+    "gpt_neo": {
+        "hidden_size": 32, "num_layers": 3, "num_heads": 4, "window_size": 5, "attention_layers": ["global", "local", "global"],
+        "attention_types": [[["global", "local", "global"], 1]], "max_position_embeddings": CONTEXT,
+    },
+    "gpt_neox": {**SIZES, "max_position_embeddings": CONTEXT, "rotary_pct": 0.5},
+    "bert": {**SIZES, "max_position_embeddings": CONTEXT},
+    "roberta": {**SIZES, "max_position_embeddings": CONTEXT + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "llama": {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT},
+    "qwen3": {
+        **SIZES, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
+
+def random_model(kind, **changes):
+    """A small model of transformers whose weights, biases and norms are all random."""
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    config = transformers.AutoConfig.for_model(kind, vocab_size=VOCABULARY, **ids, **{**SHAPES[kind], **changes})
+    torch.manual_seed(0)
+    model = getattr(transformers, ARCHITECTURES[kind].name)(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def theirs(request):
+    return random_model(request.param)
+
+
+@pytest.fixture
+def folder(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def tokens(rows=3, length=17, seed=1):
+    # Id 1 is the padding of RoBERTa, which counts places by it.
+    return torch.randint(2, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+# -------------------------------------------------------------------------------------------------------- parity --
+
+
+def test_an_imported_model_gives_the_logits_of_its_original(theirs, folder):
+    ours, text = import_model(folder), tokens()
+    torch.testing.assert_close(ours(text), theirs(text).logits, rtol=0, atol=1e-5)
+
+
+def test_an_imported_model_gives_the_gradients_of_its_original(theirs, folder):
+    ours, text = import_model(folder), tokens()
+    random = torch.randn(3, 17, VOCABULARY, generator=torch.Generator().manual_seed(2)) / VOCABULARY
+    theirs.zero_grad()
+    (ours(text) * random).sum().backward()
+    (theirs(text).logits * random).sum().backward()
+    expected = import_model(theirs)
+    for weight, other in zip(expected.parameters(), gradients_as_ours(theirs), strict=True):
+        weight.grad = other
+    for (name, weight), other in zip(ours.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def gradients_as_ours(theirs):
+    """Gradients are laid out as the weights are: imported as if they were."""
+    layout = import_model(theirs).config
+    tied = {id(weight): weight for weight in theirs.parameters()}
+    assert layout.width == 32
+    state = {name: weight.grad for name, weight in theirs.named_parameters() if id(weight) in tied}
+
+    class Gradients:
+        config = theirs.config
+
+        def state_dict(self):
+            return state
+
+    return [weight.detach() for weight in import_model(Gradients()).parameters()]
+
+
+def test_a_text_after_padding_gives_the_logits_of_its_original(theirs, folder):
+    ours, text = import_model(folder), tokens(rows=2)
+    attention = torch.ones(2, 17, dtype=torch.int64)
+    if ours.config.objective == "masked":
+        text[1, 11:], attention[1, 11:], whole = 1, 0, slice(0, 11)
+    else:
+        text[1, :6], attention[1, :6], whole = 1, 0, slice(6, 17)
+    places = (attention.cumsum(1) - 1).clamp_min(0)
+    by_text = ours.config.objective == "masked" or ours.config.positions == "rotary"
+    given = {} if by_text or ours.config.residual == "post" else {"position_ids": places}
+    if theirs.config.model_type == "openai-gpt":
+        given = {"position_ids": places}
+    expected = theirs(text, attention_mask=attention, **given).logits
+    # Whoever pads looks at itself, so that no softmax is empty.
+    seen = attention.bool()[:, None, None] | torch.eye(17, dtype=torch.bool)
+    if ours.config.objective != "masked":
+        seen = seen & torch.ones(17, 17, dtype=torch.bool).tril()
+    logits = ours(text, layout=Layout(places, None, seen))
+    torch.testing.assert_close(logits[0], expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits[1, whole], expected[1, whole], rtol=0, atol=1e-5)
+
+
+def test_the_second_of_berts_two_texts_is_told_apart():
+    theirs, text = random_model("bert"), tokens(rows=1)
+    second = (torch.arange(17) > 8).long()[None]
+    logits = import_model(theirs)(text, layout=Layout(segments=second))
+    torch.testing.assert_close(logits, theirs(text, token_type_ids=second).logits, rtol=0, atol=1e-5)
+
+
+def test_an_imported_model_exported_again_is_the_same_bits(theirs, folder, tmp_path):
+    export_model(import_model(folder), tmp_path / "again")
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    loaded = type(theirs).from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(loaded(tokens()).logits, theirs(tokens()).logits, rtol=0, atol=0)
+
+
+def test_a_model_that_is_at_hand_is_imported_as_its_folder_is(theirs, folder):
+    from_folder, at_hand = import_model(folder), import_model(theirs)
+    assert from_folder.config == at_hand.config
+    assert all(torch.equal(one, other) for one, other in zip(from_folder.parameters(), at_hand.parameters(), strict=True))
+
+
+def test_weights_that_were_saved_without_a_head_and_under_old_names_are_found(tmp_path):
+    gpt2, bert = random_model("gpt2"), random_model("bert")
+    gpt2.save_pretrained(tmp_path / "gpt2")
+    tensors = load_file(tmp_path / "gpt2" / "model.safetensors")
+    old = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    old["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)  # the causal mask, which once was saved with the weights
+    save_file(old, tmp_path / "gpt2" / "model.safetensors")
+    torch.testing.assert_close(import_model(tmp_path / "gpt2")(tokens()), gpt2(tokens()).logits, rtol=0, atol=1e-5)
+    bert.save_pretrained(tmp_path / "bert")
+    tensors = load_file(tmp_path / "bert" / "model.safetensors")
+    named = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    old = {}
+    for name, tensor in tensors.items():
+        for new, before in named.items():
+            name = name.replace(new, before)
+        old[name] = tensor
+    old["bert.pooler.dense.weight"] = torch.ones(32, 32)
+    save_file(old, tmp_path / "bert" / "model.safetensors")
+    torch.testing.assert_close(import_model(tmp_path / "bert")(tokens()), bert(tokens()).logits, rtol=0, atol=1e-5)
+
+
+def test_weights_in_several_files_are_found_by_their_index(tmp_path):
+    theirs = random_model("llama")
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    torch.testing.assert_close(import_model(tmp_path)(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- our own models --
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (ModelConfig(layers=2, width=32, heads=4, kv_heads=2, context=CONTEXT), "qwen3"),
+        (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, tied=False, embedding_norm=True), "qwen3"),
+        (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, qk_norm=False), "llama"),
+        (preset("gpt2").model_copy(update={"layers": 2, "width": 32, "heads": 4, "context": CONTEXT}), "gpt2"),
+        (preset("gpt3-125m").model_copy(update={"layers": 2, "width": 32, "heads": 4, "windows": (None,)}), "gpt2"),
+        (preset("bert-base").model_copy(update={"layers": 2, "width": 32, "heads": 4, "context": CONTEXT}), "bert"),
+    ],
+    ids=str,
+)
+def test_our_models_export_to_what_transformers_loads(config, kind, tmp_path):
+    torch.manual_seed(0)
+    ours = GPT(config, VOCABULARY).eval()
+    for weight in ours.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    assert export_model(ours, tmp_path).kind == kind
+    auto = transformers.AutoModelForMaskedLM if config.objective == "masked" else transformers.AutoModelForCausalLM
+    loaded = auto.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(tokens()).logits, ours(tokens()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"smear": True, "value_embeddings": True}, "does not have value_embeddings True, smear True"),
+        ({"objective": "prefix"}, "does not have objective prefix"),
+        ({"windows": (None, 8)}, r"does not have windows \(None, 8\)"),
+    ],
+)
+def test_a_model_that_no_architecture_holds_says_what_stands_in_the_way(changes, reason, tmp_path):
+    config = ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, **changes)
+    with pytest.raises(ModelFormatError, match=f"the nearest, (qwen3|llama), {reason}"):
+        export_model(GPT(config, VOCABULARY, device="cpu"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("gpt1", "openai-gpt"), ("gpt2-xl", "gpt2"), ("gpt-neo-125m", "gpt_neo"), ("gpt-neox-20b", "gpt_neox"),
+        ("bert-base", "bert"), ("roberta-base", "roberta"), ("modern-5m", "qwen3"), ("modern-1b", "qwen3"),
+    ],
+)  # fmt: skip
+def test_presets_are_the_architectures_that_they_are_named_after(name, kind):
+    assert _fitting(preset(name)).kind == kind
+
+
+@given(turn=st.lists(st.sampled_from([None, 3, 5]), min_size=1, max_size=4), times=st.integers(1, 4))
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_the_shortest_turn_says_the_same_as_the_whole(turn, times):
+    whole = tuple(turn * times)
+    short = shortest_turn(whole)
+    assert len(short) <= len(turn)
+    assert tuple(short[block % len(short)] for block in range(len(whole))) == whole
+
+
+# ------------------------------------------------------------------------------------------------------- bad input --
+
+
+@pytest.fixture
+def broken(tmp_path):
+    random_model("gpt2").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def refusal(folder, error=ModelFormatError):
+    with pytest.raises(error) as refused:
+        import_model(folder)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_pickle_is_refused_and_never_opened(broken, tmp_path):
+    opened = tmp_path / "opened"
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(opened), "w"))
+
+    (broken / "model.safetensors").unlink()
+    (broken / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    assert "a pickle, which can execute code" in refusal(broken)
+    (broken / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    assert "cannot be read as safetensors" in refusal(broken)
+    assert not opened.exists()
+
+
+def test_code_beside_the_model_is_not_looked_at(broken, tmp_path):
+    opened = tmp_path / "opened"
+    (broken / "modeling_own.py").write_text(f"open({str(opened)!r}, 'w')")
+    change(broken, auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+    import_model(broken)
+    assert not opened.exists()
+
+
+def test_an_unknown_architecture_names_those_that_there_are(broken):
+    change(broken, model_type="mamba")
+    assert "the architecture 'mamba', which cannot be imported; there are: openai-gpt, gpt2" in refusal(broken)
+
+
+def test_a_setting_that_means_another_model_is_refused(broken):
+    change(broken, scale_attn_by_inverse_layer_idx=True)
+    assert "scale_attn_by_inverse_layer_idx is True: only False can be imported" in refusal(broken)
+    change(broken, scale_attn_by_inverse_layer_idx=False, activation_function="silu")
+    assert "activation_function is 'silu': only gelu" in refusal(broken)
+
+
+def test_stretched_rotary_positions_are_refused(tmp_path):
+    random_model("llama").save_pretrained(tmp_path)
+    change(tmp_path, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4})
+    assert "rotary positions are of type 'yarn'" in refusal(tmp_path)
+
+
+def test_missing_and_unknown_and_misshapen_tensors_are_named(broken):
+    rewrite(broken, lambda tensors: tensors.update(surprise=torch.ones(2)) or tensors.pop("transformer.ln_f.bias"))
+    assert "transformer.ln_f.bias is missing; surprise is unknown" in refusal(broken, CorruptArtifactError)
+    rewrite(broken, lambda tensors: tensors.pop("surprise") is None or tensors.update({"transformer.ln_f.bias": torch.ones(3)}))
+    assert "norm.bias has shape (3,) instead of (32,)" in refusal(broken, CorruptArtifactError)
+
+
+def test_a_tied_head_that_is_another_matrix_is_refused(broken):
+    rewrite(broken, lambda tensors: tensors.update({"lm_head.weight": torch.ones(VOCABULARY, 32)}))
+    assert "lm_head.weight is another matrix" in refusal(broken, CorruptArtifactError)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no Hugging Face model folder: it has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds no settings"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "its config.json has no n_layer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors: fetch the model again"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 40), "cannot be read as safetensors"),
+        (lambda folder: change(folder, n_head=5), r"does not describe a gpt2 model"),
+    ],
+)
+def test_a_broken_folder_says_what_is_wrong(broken, spoil, sentence):
+    spoil(broken)
+    assert sentence in refusal(broken)
+
+
+def test_a_folder_that_is_not_there_says_so(tmp_path, broken):
+    shutil.rmtree(broken)
+    assert "it has no config.json" in refusal(broken)
