@@ -12,8 +12,9 @@ from gptcore.config import TokenizerConfig
 from gptcore.corpus.splitting import SplitName
 from gptcore.errors import TokenizerError
 from gptcore.tokens.documents import read_documents
+from gptcore.tokens.learned import BEGIN, BYTES, CONTROLS, END, PAD, ROLES, UNKNOWN, LearnedTokenizer, escape
+from gptcore.tokens.pieces import with_rounded_scores
 from gptcore.tokens.report import Drawn, write_tokenizer_report
-from gptcore.tokens.tokenizer import BEGIN, BYTES, CONTROLS, END, PAD, ROLES, UNKNOWN, Tokenizer, escape
 
 # Sums are made per thread, so their number decides the last bits of the scores: it is fixed, whatever the machine has.
 _THREADS = 4
@@ -64,7 +65,7 @@ def draw_documents(corpus: Path, split: SplitName, characters: int, seed: int) -
     return [drawn[row] for row in wanted]
 
 
-def train(texts: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+def train(texts: Sequence[str], config: TokenizerConfig) -> LearnedTokenizer:
     """Learn pieces from texts. Raises `TokenizerError` as `learn_tokenizer` does."""
     parts = [part for text in texts for part in _parts(escape(text))]
     if not any(part.strip() for part in parts):
@@ -75,7 +76,7 @@ def train(texts: Sequence[str], config: TokenizerConfig) -> Tokenizer:
         raise _explain(parts, config, error) from error
 
 
-def _train(parts: Iterable[str], config: TokenizerConfig, *, exact: bool) -> Tokenizer:
+def _train(parts: Iterable[str], config: TokenizerConfig, *, exact: bool) -> LearnedTokenizer:
     """`exact=False` takes as many pieces as there are when the vocabulary is larger than the text allows."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -104,7 +105,7 @@ def _train(parts: Iterable[str], config: TokenizerConfig, *, exact: bool) -> Tok
         num_threads=_THREADS,
         minloglevel=3,
     )
-    return Tokenizer(model.getvalue())
+    return LearnedTokenizer(with_rounded_scores(model.getvalue()))
 
 
 def _parts(text: str) -> Iterator[str]:

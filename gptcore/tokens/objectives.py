@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptcore.config import MaskingConfig, ModelConfig
+from gptcore.errors import TokenizerError
 from gptcore.tokens.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int64]
@@ -25,6 +26,7 @@ Flags = npt.NDArray[np.bool_]
 
 IGNORED = -100
 """Label of what is not learned from (torch's default)."""
+NO_MASK = -1
 PAD_TO = 16
 """Rows of a task are padded to a multiple of this, so that few shapes occur."""
 _KEPT, _RANDOM = 0.1, 0.1
@@ -88,7 +90,12 @@ class Objective(Protocol):
 
 
 def objective(model: ModelConfig, masking: MaskingConfig, symbols: "Symbols", seed: int) -> Objective:
-    """The objective of a model's settings."""
+    """The objective of a model's settings. Raises `TokenizerError` where it lacks what hides tokens."""
+    if model.objective != "causal" and symbols.mask == NO_MASK:
+        raise TokenizerError(
+            f"the {model.objective} objective hides tokens, but this tokenizer has no symbol that does: "
+            "set model.objective to causal"
+        )
     if model.objective == "masked":
         return Masked(model.context, symbols, model.document_mask, masking, seed)
     if model.objective == "prefix":
@@ -107,6 +114,7 @@ class Symbols:
     """Ids that an objective writes itself or leaves alone."""
 
     mask: int
+    """NO_MASK where the tokenizer has none, which only the causal objective does without."""
     begin: int
     end: int
     pad: int
@@ -118,7 +126,8 @@ class Symbols:
     def of(cls, tokenizer: Tokenizer) -> "Symbols":
         """Those of a tokenizer."""
         control = np.array(sorted(tokenizer.control_ids), np.int64)
-        return cls(tokenizer.mask_id, tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id, control, tokenizer.vocabulary)
+        mask = tokenizer.mask_id if tokenizer.has_mask else NO_MASK
+        return cls(mask, tokenizer.begin_id, tokenizer.end_id, tokenizer.pad_id, control, tokenizer.vocabulary)
 
 
 def documents(ids: Ids, begin: int) -> tuple[Ids, Ids]:

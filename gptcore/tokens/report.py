@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gptcore.artifacts import write_json
 from gptcore.corpus.report import table
-from gptcore.tokens.tokenizer import Tokenizer
+from gptcore.tokens.learned import LearnedTokenizer
 
 _SHOWN = 20
 
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 def write_tokenizer_report(
-    folder: Path, tokenizer: Tokenizer, sample: Sequence[Drawn], held_out: Sequence[Drawn]
+    folder: Path, tokenizer: LearnedTokenizer, sample: Sequence[Drawn], held_out: Sequence[Drawn]
 ) -> dict[str, float | int | str]:
     """Write report.md, report.json and pieces.csv; returns vocabulary, bytes per token and the share of byte tokens.
 
@@ -89,7 +89,7 @@ def write_shards_report(folder: Path, counts: Mapping[tuple[str, str, str], int]
     (folder / "report.md").write_text(page, encoding="utf-8")
 
 
-def _measure(tokenizer: Tokenizer, documents: Sequence[Drawn]) -> dict[str, Counter[str]]:
+def _measure(tokenizer: LearnedTokenizer, documents: Sequence[Drawn]) -> dict[str, Counter[str]]:
     """Per source the documents, their bytes and tokens, and the tokens that spell a byte."""
     is_byte = np.array([tokenizer.is_byte(token) for token in range(tokenizer.vocabulary)])
     counts: dict[str, Counter[str]] = {}
@@ -104,7 +104,7 @@ def _with_shares(count: Mapping[str, int]) -> dict[str, Any]:
     return {**count, "bytes_per_token": count["bytes"] / tokens, "byte_fallback_share": count["byte_tokens"] / tokens}
 
 
-def _pieces(tokenizer: Tokenizer, sample: Sequence[Drawn]) -> list[Piece]:
+def _pieces(tokenizer: LearnedTokenizer, sample: Sequence[Drawn]) -> list[Piece]:
     uses: npt.NDArray[np.int64] = np.zeros(tokenizer.vocabulary, np.int64)
     for ids in tokenizer.encode_arrays(document.text for document in sample):
         uses += np.bincount(ids, minlength=tokenizer.vocabulary)

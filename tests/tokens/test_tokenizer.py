@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from gptcore.config import TokenizerConfig
 from gptcore.errors import ArtifactError, CorruptArtifactError, TokenizerError
 from gptcore.tokens import Tokenizer
+from gptcore.tokens.learned import CONTROLS, escape, unescape
 from gptcore.tokens.learning import train
-from gptcore.tokens.tokenizer import CONTROLS, escape, unescape
 
 CODE = "def area{n}(width, height):\n    # {n} sides\n    if width < {n}:\n        return 0\n\treturn width * height"
 TEXTS = [CODE.replace("{n}", str(n)) for n in range(40)]
