@@ -37,13 +37,17 @@ _PARAMETERS = ParamSchema(
         ParamSpec("temperature", DataType.double, 0.0),  # 0: always the likeliest token
         ParamSpec("top_k", DataType.long, 0),  # 0: every token may be drawn
         ParamSpec("top_p", DataType.double, 1.0),  # 1: every token may be drawn
+        ParamSpec("min_p", DataType.double, 0.0),  # 0: every token may be drawn
+        ParamSpec("repetition_penalty", DataType.double, 1.0),  # 1: what was said may be said again
+        ParamSpec("stop", DataType.string, [], (-1,)),  # texts that end an answer
+        ParamSpec("samples", DataType.long, 1),  # so many answers to the first text, then to the second, …
         ParamSpec("seed", DataType.long, 0),
     ]
 )
 
 
 class TextModel(PythonModel):
-    """Texts in, one answer each out, in their order."""
+    """Texts in, one answer each out, or as many as `samples` says, in their order."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open the folder that was logged; torch comes in here, and for models only."""
@@ -66,6 +70,8 @@ class TextModel(PythonModel):
         wanted = dict(params or {})
         if "max_new_tokens" in wanted:
             wanted["max_new_tokens"] = wanted["max_new_tokens"] or None
+        if "stop" in wanted:
+            wanted["stop"] = tuple(wanted["stop"])
         answers: list[Any] = self._answer(texts, **wanted)
         return answers
 

@@ -1,98 +1,17 @@
-"""Using models, and what was made: generate, chat, models, show, promote, rollback, history, lineage, verify."""
+"""Models, and what was made: models, show, promote, rollback, history, lineage, verify."""
 
 import contextlib
-import json
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flows.commands.common import Json, Model, Name, Registered, Seed, folder_of, open_registry, tell
+from flows.commands.common import Json, Name, Registered, open_registry, tell
 from gptcore.artifacts import home_folder, open_home
-from gptcore.errors import GptcoreError, SettingsError
+from gptcore.errors import SettingsError
 
 app = typer.Typer()
-
-NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1, show_default=False)]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0.0)]
-TopK = Annotated[int, typer.Option(help="Draw from the likeliest k tokens; 0: from all.", min=0)]
-TopP = Annotated[float, typer.Option(help="Draw from the smallest set of this probability.", min=0.0, max=1.0)]
-
-
-@app.command()
-def generate(
-    model: Model,
-    prompts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, the whole of standard input is one.")] = None,
-    max_new_tokens: NewTokens = None, temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, seed: Seed = 0,
-    as_json: Json = False,
-) -> None:  # fmt: skip
-    """Let a model continue, summarise or classify texts: whatever it was trained for."""
-    folder = folder_of(model)
-    texts = prompts or [_standard_input()]
-    if not all(text.strip() for text in texts):
-        raise GptcoreError("the prompt is empty: give a text, as an argument or on standard input")
-    from gptcore.inference import Predictor
-
-    predictor = Predictor(folder)
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-    }  # fmt: skip
-    if as_json:
-        print(json.dumps({"prompts": texts, "outputs": predictor.predict(texts, **settings)}, ensure_ascii=False))
-        return
-    for text in texts:
-        if predictor.continues:
-            print(text, end="")
-        for piece in predictor.stream(text, **settings):
-            print(piece, end="", flush=True)
-        print()
-
-
-@app.command()
-def chat(
-    model: Model, max_new_tokens: NewTokens = None, temperature: Temperature = 0.7, top_k: TopK = 50, top_p: TopP = 1.0,
-    seed: Seed = 0,
-) -> None:  # fmt: skip
-    """Talk with a model, a line at a time. A base goes on with the text so far; a task model answers each line for itself."""
-    folder = folder_of(model)
-    from gptcore.inference import Predictor
-
-    predictor = Predictor(folder)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        print(f"{model}: type a line, end with Ctrl-D", file=sys.stderr)
-    so_far = ""
-    for turn, line in enumerate(_lines("> " if interactive else "")):
-        prompt = line if predictor.task is not None else f"{so_far}{line}"
-        answer = ""
-        for piece in predictor.stream(
-            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed + turn
-        ):
-            print(piece, end="", flush=True)
-            answer += piece
-        print()
-        so_far = f"{prompt}{answer}\n"
-
-
-def _standard_input() -> str:
-    """All of it, without the end of its last line."""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise GptcoreError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
-
-
-def _lines(prompt: str) -> Iterator[str]:
-    """Lines that are not empty, until the end of standard input."""
-    while True:
-        try:
-            line = input(prompt).strip()
-        except EOFError:
-            return
-        if line:
-            yield line
 
 
 @app.command()

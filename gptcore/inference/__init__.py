@@ -1,6 +1,7 @@
-"""Using a model: generation with a cache, answers of task models."""
+"""Using a model: generation with a cache, answers of task models, and what is behind them (`explain`, `explain_page`)."""
 
 from gptcore.inference.generate import generate
-from gptcore.inference.predictor import Predictor
+from gptcore.inference.predictor import Answer, Predictor, Request
+from gptcore.inference.sampling import Sampling
 
-__all__ = ["Predictor", "generate"]
+__all__ = ["Answer", "Predictor", "Request", "Sampling", "generate"]

@@ -1,15 +1,23 @@
 """Text in, text out: what a model folder does, whatever it was trained for."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
+from pydantic import field_validator
 
+from gptcore.config.section import Count
 from gptcore.downstream import prompt_ids
-from gptcore.inference.generate import fill, generate, prefill, stream
+from gptcore.errors import GptcoreError
+from gptcore.inference.generate import fill, stream
+from gptcore.inference.rows import prefill
+from gptcore.inference.sampling import Sampling
+from gptcore.inference.writing import Writing
 from gptcore.model import load_model
 from gptcore.model.folder import pick_device
 
@@ -18,8 +26,43 @@ Result = TypeVar("Result")
 MASK = "<|mask|>"
 """Hides a word from a masked model, in the text that it is given."""
 _ROWS = 32
-"""Prompts side by side, of similar length."""
+"""Texts side by side, of similar length."""
 _NEW_TOKENS = 64
+
+
+class Request(Sampling):
+    """What is asked of a model beside its prompt: how it draws, how long, how often, and where it stops."""
+
+    max_new_tokens: Count | None = None
+    """Longest answer in tokens. Unset: what the model was made for."""
+    stop: tuple[str, ...] = ()
+    """Texts at which an answer ends; they are no part of it."""
+    samples: Count = 1
+    """Answers to each prompt, each drawn for itself."""
+
+    @field_validator("stop")
+    @classmethod
+    def _says_something(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(stop):
+            raise ValueError("a text to stop at has one character or more")
+        return stop
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a prompt."""
+
+    text: str
+    ended: Literal["end", "stop", "length"] = "end"
+    """The model ended it, a stop text did, or there was no room for more."""
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Of each of the ids under the model's own distribution, in nats."""
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole."""
+        return sum(self.logprobs)
 
 
 class Predictor:
@@ -33,70 +76,110 @@ class Predictor:
         self.continues = self.task is None and self._objective != "masked"
         """Whether an answer goes on from where its text ends, and is no text of its own."""
 
-    def predict(
-        self,
-        texts: Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[str]:
-        """One answer per text, in their order. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 leave every choice open."""
-        if not texts:
-            return []
-        if self.task is not None and self.task["type"] == "classify":
-            return [self.task["labels"][index] for index in self.label_scores(texts).argmax(-1)]
+    @property
+    def draws(self) -> bool:
+        """Whether an answer is written token by token: neither filled in nor one of some labels."""
+        return self._objective != "masked" and (self.task is None or self.task["type"] != "classify")
+
+    def predict(self, texts: Sequence[str], **request: Any) -> list[str]:
+        """One answer per text, in their order; with `samples`, so many for the first text, then for the second, …
+
+        `request`: the fields of `Request`, such as `max_new_tokens` and `temperature`; without any it is greedy.
+        """
+        return [answer.text for answers in self.answers(texts, **request) for answer in answers]
+
+    def answers(self, texts: Sequence[str], *, first: int = 0, **request: Any) -> list[list[Answer]]:
+        """The answers to every text, each with its tokens. `first`: number of the first text, of which samples are drawn."""
+        asked = Request.of(**request)
+        if not self.draws:
+            return [[Answer(text)] * asked.samples for text in self._read(texts)]
+        prompts = [self.prompt(text, self._room(asked)) for text in texts]
+
+        def work(numbers: list[int]) -> list[list[Answer]]:
+            writer = self._write([prompts[number] for number in numbers], [first + number for number in numbers], asked)
+            answers = _exhausted(writer)
+            return [answers[at : at + asked.samples] for at in range(0, len(answers), asked.samples)]
+
+        return _by_length(prompts, work, max(1, _ROWS // asked.samples))
+
+    def stream(self, text: str, *, number: int = 0, sample: int = 0, **request: Any) -> Generator[str, None, Answer]:
+        """The answer to one text in growing pieces, and as a whole in the end: that of the sample of this number to the text of
+        this number in `answers`. Whole characters only, and nothing that could be the beginning of a stop."""
+        asked = Request.of(**request)
+        if not self.draws:
+            answer = Answer(self._read([text])[0])
+            yield answer.text
+            return answer
+        (answer,) = yield from self._write(
+            [self.prompt(text, self._room(asked))], [number], asked, range(sample, sample + 1), aloud=True
+        )
+        return answer
+
+    def _write(
+        self, prompts: list[list[int]], numbers: list[int], asked: Request, samples: range | None = None, aloud: bool = False
+    ) -> Generator[str, None, list[Answer]]:
+        """Answer prompts side by side; `aloud`: yield the pieces, which only makes sense for one row."""
+        samples = samples or range(asked.samples)
+        decode, ended = self.loaded.tokenizer.decode, set[int]()
+        writings = [Writing(decode, asked.stop) for _ in range(len(prompts) * len(samples))]
+        logprobs: list[list[float]] = [[] for _ in writings]
+        for step in stream(
+            self.loaded.model, prompts, asked, max_new_tokens=self._room(asked), stop_ids=self._stops(),
+            numbers=numbers, samples=samples, ended=ended,
+        ):  # fmt: skip
+            for row, token, logprob in step:
+                writings[row].ids.append(token)
+                logprobs[row].append(logprob)
+                piece = writings[row].read() if aloud or asked.stop else ""
+                if writings[row].stopped:
+                    ended.add(row)
+                if aloud and piece:
+                    yield piece
+        answers = []
+        for row, writing in enumerate(writings):
+            rest = writing.finish()
+            if aloud and rest:
+                yield rest
+            reason: Any = "stop" if writing.stopped else "end" if row in ended else "length"
+            ids = tuple(writing.ids)
+            answers.append(Answer(writing.text, reason, ids, tuple(logprobs[row][: len(ids)])))
+        return answers
+
+    def _read(self, texts: Sequence[str]) -> list[str]:
+        """The answers of a model that draws none."""
         if self._objective == "masked":
             return [self._filled(text) for text in texts]
-        room = max_new_tokens or (self.task or {}).get("max_new_tokens") or _NEW_TOKENS
+        assert self.task is not None
+        return [self.task["labels"][index] for index in self.label_scores(texts).argmax(-1)] if texts else []
 
-        def answer(prompts: list[list[int]]) -> list[list[int]]:
-            return generate(
-                self.loaded.model, prompts, max_new_tokens=room, temperature=temperature, top_k=top_k or None,
-                top_p=top_p, seed=seed, stop_ids=self._stops(),
-            )  # fmt: skip
-
-        prompts = [self.prompt(text, room) for text in texts]
-        return [self.loaded.tokenizer.decode(ids) for ids in _by_length(prompts, answer)]
-
-    def stream(
-        self, text: str, *, max_new_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:  # fmt: skip
-        """The answer to one text in growing pieces; a character is held back until all its bytes are there."""
-        if self._objective == "masked":
-            yield self._filled(text)
-            return
-        room = max_new_tokens or (self.task or {}).get("max_new_tokens") or _NEW_TOKENS
-        steps = stream(
-            self.loaded.model, [self.prompt(text, room)], max_new_tokens=room, temperature=temperature,
-            top_k=top_k or None, top_p=top_p, seed=seed, stop_ids=self._stops(),
-        )  # fmt: skip
-        ids: list[int] = []
-        shown = ""
-        for (token,) in steps:
-            if token is None:
-                break
-            ids.append(token)
-            whole = self.loaded.tokenizer.decode(ids)
-            if whole.startswith(shown) and not whole.endswith("\ufffd"):
-                yield whole[len(shown) :]
-                shown = whole
-        rest = self.loaded.tokenizer.decode(ids)
-        if rest != shown and rest.startswith(shown):
-            yield rest[len(shown) :]
-
-    @torch.no_grad()
     def label_scores(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Log-likelihood of every label, its end included, as the answer to every text: (texts, labels), in nats."""
         assert self.task is not None
+        return self.choice_scores(texts, self.task["labels"])
+
+    @torch.no_grad()
+    def choice_scores(self, texts: Sequence[str], choices: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Log-likelihood of every one of `choices` as the answer to every text: (texts, choices), in nats.
+
+        The end is a part of what a task model says, and of none that a base goes on with. Raises `GptcoreError` for a choice
+        that is empty or longer than the context, and for a masked model.
+        """
+        if self._objective == "masked":
+            raise GptcoreError("a masked model fills in what is hidden and chooses among no continuations")
         tokenizer = self.loaded.tokenizer
-        answers = [[*tokenizer.encode(label), tokenizer.end_id] for label in self.task["labels"]]
-        room = max(len(answer) for answer in answers)
+        ending = [] if self.task is None else [tokenizer.end_id]
+        answers = [[*tokenizer.encode(choice), *ending] for choice in choices]
+        room = max((len(answer) for answer in answers), default=0)
+        if not all(choices) or not choices:
+            raise GptcoreError("a choice is empty: give every text that the answer may be")
+        if room > self._context - 4:
+            longest = choices[max(range(len(answers)), key=lambda index: len(answers[index]))]
+            raise GptcoreError(
+                f"the choice {longest[:40]!r} of {room} tokens leaves no room for a prompt in a context of {self._context}"
+            )
         prompts = [self.prompt(text, room) for text in texts]
-        return np.array(_by_length(prompts, lambda batch: self._score(batch, answers)), dtype=np.float64)
+        rows = _by_length(prompts, lambda numbers: self._score([prompts[number] for number in numbers], answers))
+        return np.array(rows, dtype=np.float64).reshape(len(texts), len(choices))
 
     def _score(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
         """(prompts, answers): each prompt is encoded once, each answer then read after it."""
@@ -127,6 +210,26 @@ class Predictor:
         kept = max(1, context - room) if room < context else context // 2
         return [tokenizer.begin_id, *(tokenizer.encode(text)[-kept + 1 :] if kept > 1 else []), *asking]
 
+    def tokens_read(self, text: str, **request: Any) -> tuple[int, int]:
+        """How many tokens of a text the model reads, and how many there are; of a longer one a base reads the newest and a task
+        model the first, so that the answer fits into the context too."""
+        tokenizer, room = self.loaded.tokenizer, self._room(Request.of(**request))
+        there = len(tokenizer.encode(text))
+        if not self.draws:
+            return there, there
+        around = len(self.prompt("", room))
+        return len(self.prompt(text, room)) - around, there
+
+    def memory_mb(self) -> float:
+        """What the process holds now, or on a card the most that it held there, in MB."""
+        if self.loaded.model.embedding.weight.is_cuda:
+            return torch.cuda.max_memory_allocated() / 1e6
+        return psutil.Process().memory_info().rss / 1e6
+
+    def _room(self, asked: Request) -> int:
+        """Longest answer in tokens."""
+        return asked.max_new_tokens or (self.task or {}).get("max_new_tokens") or _NEW_TOKENS
+
     def _filled(self, text: str) -> str:
         """The text with the likeliest tokens where it says `<|mask|>`."""
         tokenizer = self.loaded.tokenizer
@@ -139,11 +242,21 @@ class Predictor:
         return [tokenizer.end_id, tokenizer.begin_id]
 
 
-def _by_length(prompts: list[list[int]], work: Callable[[list[list[int]]], list[Result]]) -> list[Result]:
-    """`work` on batches of prompts of similar length; results in the order of `prompts`."""
+def _exhausted(writer: Generator[str, None, Result]) -> Result:
+    """What a generator returns in the end."""
+    while True:
+        try:
+            next(writer)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def _by_length(prompts: list[list[int]], work: Callable[[list[int]], list[Result]], rows: int = _ROWS) -> list[Result]:
+    """`work` on the numbers of prompts of similar length; results in the order of `prompts`."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, Result] = {}
-    for start in range(0, len(order), _ROWS):
-        batch = order[start : start + _ROWS]
-        results.update(zip(batch, work([prompts[index] for index in batch]), strict=True))
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        results.update(zip(batch, work(batch), strict=True))
     return [results[index] for index in range(len(prompts))]

@@ -16,6 +16,7 @@ from gptcore.tokens import Tokenizer
 TEXTS = ["The array", "Return the mean of the series."]
 FEW = {"max_new_tokens": 3}
 DRAWN = {"max_new_tokens": 8, "temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 7}
+MORE = {**DRAWN, "min_p": 0.01, "repetition_penalty": 1.2, "stop": ["e", "a"], "samples": 2}
 
 # What a stranger does, in a process and a folder of his own.
 USE = f"""
@@ -30,6 +31,7 @@ print(json.dumps({{
     "first column": model.predict(frame[["text"]].rename(columns={{"text": "body"}}), params=few),
     "one text": model.predict(texts[0], params=few),
     "drawn": model.predict(texts, params={DRAWN}),
+    "more": model.predict(texts, params={MORE}),
     "its own length": model.predict(texts),
     "ids": tokenizer.predict(texts),
     "code": sys.modules["gptcore"].__file__,
@@ -70,6 +72,9 @@ def test_the_champion_answers_in_another_process_and_folder_without_pickle(logge
     assert said["list"] == said["frame"] == said["first column"] == few
     assert said["one text"] == few[:1]
     assert said["drawn"] == predictor.predict(TEXTS, **DRAWN) != few
+    assert said["more"] == predictor.predict(TEXTS, **{**MORE, "stop": ("e", "a")})
+    assert len(said["more"]) == 4
+    assert not any("e" in text or "a" in text for text in said["more"])
     assert said["its own length"] == predictor.predict(TEXTS)
     assert said["ids"] == Tokenizer.load(tiny.tokenizer / "tokenizer").encode_batch(TEXTS)
     assert Path(said["code"]).is_relative_to(logged.home / "mlartifacts"), "its own code, not what happens to be installed"

@@ -1,0 +1,300 @@
+"""generate and chat: a model at work in the terminal, on files and in pipes."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.common import Json, Model, Seed, folder_of
+from gptcore.errors import GptcoreError
+
+if TYPE_CHECKING:
+    from gptcore.inference import Answer, Predictor
+
+app = typer.Typer()
+
+_CHUNK = 256
+"""Prompts that are answered before their lines are written."""
+
+NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1, show_default=False)]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Draw from the likeliest k tokens; 0: from all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the smallest set of this probability.")]
+MinP = Annotated[float, typer.Option(help="Draw from those at least this share as likely as the likeliest.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Makes so many times less likely what was said.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.", show_default=False)]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Tell on standard error how fast it was.")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; without any or with -, the whole of standard input is one.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Prompts, one a line; a .jsonl file as --jsonl says; - is standard input.")
+    ] = None,
+    max_new_tokens: NewTokens = None, temperature: Temperature = 0.0, top_k: TopK = 0, top_p: TopP = 1.0, min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0, stop: Stop = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
+    choose: Annotated[
+        list[str] | None, typer.Option(help="Answer with the likeliest of these texts; repeat it for each.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Add every token and its log-probability to the JSON.")] = False,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help='Lines {"prompt": …} in, from --file or standard input, lines {…, "text": …} out.')
+    ] = False,
+    as_json: Json = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Let a model continue, summarise or classify texts: whatever it was trained for."""
+    jsonl = jsonl or (file is not None and file.suffix == ".jsonl")
+    if logprobs and not (as_json or jsonl):
+        raise GptcoreError("--logprobs go into JSON: add --json or --jsonl")
+    folder = folder_of(model)
+    lines = _prompts(prompts or [], file, jsonl)
+    texts = [line["prompt"] for line in lines]
+    from gptcore.inference import Predictor, Request
+
+    request: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "samples": samples, "seed": seed,
+    }  # fmt: skip
+    Request.of(**request)  # what makes no sense is said before the model is opened
+    predictor = Predictor(folder)
+    _tell_what_is_cut(predictor, texts, request)
+    if not (as_json or jsonl):
+        _aloud(predictor, texts, request, choose, verbose)
+        return
+    started, tokens, outputs = time.perf_counter(), 0, []
+    for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        rows = _chosen(predictor, chunk, choose) if choose else _answered(predictor, chunk, start, request, logprobs)
+        tokens += sum(answer.pop("new_tokens", 0) for answers in rows for answer in answers)
+        if jsonl:
+            _write_lines(lines[start:], rows)
+        outputs += rows
+    if not jsonl:
+        print(json.dumps(_as_one(texts, outputs, bool(logprobs or choose)), ensure_ascii=False))
+    if verbose:
+        read = sum(predictor.tokens_read(text, **request)[0] for text in texts)
+        seconds = time.perf_counter() - started
+        _say(f"{len(texts):,} prompts of {read:,} tokens; {tokens:,} new ones in {seconds:.2f} s: "
+             f"{tokens / seconds:,.1f} tokens/s; {predictor.memory_mb():,.0f} MB")  # fmt: skip
+
+
+@app.command()
+def chat(
+    model: Model, max_new_tokens: NewTokens = None, temperature: Temperature = 0.7, top_k: TopK = 50, top_p: TopP = 1.0,
+    min_p: MinP = 0.0, repetition_penalty: Penalty = 1.0, stop: Stop = None, seed: Seed = 0, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Talk with a model, a line at a time. A base goes on with the text so far; a task model answers each line for itself.
+
+    /reset forgets what was said, /help tells the commands, /exit or the end of input ends it.
+    """
+    folder = folder_of(model)
+    from gptcore.inference import Predictor, Request
+
+    request: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "seed": seed,
+    }  # fmt: skip
+    Request.of(**request)
+    predictor, interactive = Predictor(folder), sys.stdin.isatty()
+    _say(f"{model} {_manner(predictor)} {_COMMANDS}")
+    so_far = ""
+    for turn, line in enumerate(_lines("> " if interactive else "")):
+        if re.fullmatch(r"/[a-z]+", line):  # a path is no command
+            if line == "/exit":
+                return
+            so_far = "" if line == "/reset" else so_far
+            _say({"/reset": "forgotten", "/help": _COMMANDS}.get(line, f"{line} is no command. {_COMMANDS}"))
+            continue
+        prompt = f"{so_far}{line}" if predictor.continues else line
+        _tell_what_is_cut(predictor, [prompt], request)
+        try:
+            answer = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), verbose)
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print()  # of the answer that was broken off nothing is remembered
+            continue
+        so_far = f"{prompt}{answer.text}\n"
+
+
+_COMMANDS = "/reset forgets what was said, /help tells the commands, /exit or Ctrl-D ends it."
+
+
+def _manner(predictor: "Predictor") -> str:
+    """How a model that was trained so takes part in a conversation."""
+    if predictor.continues:
+        return "is a base: it was trained on text and not on conversations, so it goes on with what was said so far."
+    if predictor.task is None:
+        return "is a masked model: it fills in what <|mask|> hides in a line, and remembers none."
+    return f"was trained to {predictor.task['type']}: it answers each line for itself, as in training, and remembers none."
+
+
+# ------------------------------------------------------------------------------------------------------ prompts --
+
+
+def _prompts(prompts: list[str], file: Path | None, jsonl: bool) -> list[dict[str, Any]]:
+    """Every prompt as `{"prompt": …}`, with what else its line of JSON holds. Raises `GptcoreError` for one that is empty."""
+    if file is not None and prompts:
+        raise GptcoreError(f"prompts come from --file {file} or from the command line, not from both")
+    if prompts and prompts != ["-"]:
+        lines = [{"prompt": text} for text in prompts]
+    else:
+        path = None if file is None or str(file) == "-" else file
+        where, text = ("standard input", _standard_input()) if path is None else (str(path), _text_of(path))
+        if jsonl:
+            lines = [_record(line, where, number) for number, line in _filled_lines(text)]
+        elif file is not None:
+            lines = [{"prompt": line} for _, line in _filled_lines(text)]
+        else:
+            lines = [{"prompt": text.removesuffix("\n")}]
+    if not lines or not all(line["prompt"].strip() for line in lines):
+        raise GptcoreError("the prompt is empty: give a text, as an argument, in a file or on standard input")
+    return lines
+
+
+def _filled_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with something in them, and their numbers from 1."""
+    return ((number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _record(line: str, where: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise GptcoreError(f'{where}, line {number} is not valid JSON ({error}): expected {{"prompt": "a text"}}') from error
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise GptcoreError(f'{where}, line {number} holds no prompt: expected {{"prompt": "a text"}}')
+    if not record["prompt"].strip():
+        raise GptcoreError(f"{where}, line {number}: the prompt is empty")
+    return record
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before it
+    except UnicodeDecodeError as error:
+        raise GptcoreError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+    except OSError as error:
+        raise GptcoreError(f"cannot read the prompts in {path}: {error.strerror or error}") from error
+
+
+def _standard_input() -> str:
+    """All of it."""
+    if sys.stdin.isatty():
+        raise GptcoreError("there is no prompt: give a text as an argument, --file with one a line, or pipe one in")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GptcoreError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """Lines that are not empty, until the end of standard input."""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+# ------------------------------------------------------------------------------------------------------ answers --
+
+
+def _aloud(predictor: "Predictor", texts: list[str], request: dict[str, Any], choose: list[str] | None, verbose: bool) -> None:
+    """Answers for people: each as it comes, after its prompt where it goes on from that."""
+    chosen = _chosen(predictor, texts, choose) if choose else []
+    for number, text in enumerate(texts):
+        for sample in range(1 if choose else request["samples"]):
+            if predictor.continues:
+                print(text, end="", flush=True)
+            if choose:
+                print(chosen[number][0]["text"])
+            else:
+                _shown(predictor, text, predictor.stream(text, number=number, sample=sample, **request), verbose)
+
+
+def _shown(predictor: "Predictor", text: str, pieces: "Generator[str, None, Answer]", verbose: bool) -> "Answer":
+    """Print an answer while it comes, and how fast it came."""
+    started = time.perf_counter()
+    first = 0.0
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            answer: Answer = end.value
+            break
+        first = first or time.perf_counter() - started
+        print(piece, end="", flush=True)
+    print()
+    if verbose:
+        seconds, count = time.perf_counter() - started, len(answer.ids)
+        rate = f", {(count - 1) / (seconds - first):,.1f} tokens/s after it" if count > 1 and seconds > first else ""
+        read, _ = predictor.tokens_read(text)
+        _say(f"prompt of {read:,} tokens; first text after {first:.3f} s; {count:,} new tokens in {seconds:.2f} s{rate}; "
+             f"{predictor.memory_mb():,.0f} MB")  # fmt: skip
+    return answer
+
+
+def _answered(
+    predictor: "Predictor", texts: list[str], first: int, request: dict[str, Any], logprobs: bool
+) -> list[list[dict[str, Any]]]:
+    """Every answer to every text, as plain values."""
+    piece = predictor.loaded.tokenizer.piece
+
+    def plain(answer: "Answer") -> dict[str, Any]:
+        told: dict[str, Any] = {"text": answer.text, "ended": answer.ended, "new_tokens": len(answer.ids)}
+        if predictor.draws:
+            told["logprob"] = answer.logprob
+        if logprobs:
+            told |= {"tokens": [piece(token) for token in answer.ids], "ids": answer.ids, "logprobs": answer.logprobs}
+        return told
+
+    return [[plain(answer) for answer in answers] for answers in predictor.answers(texts, first=first, **request)]
+
+
+def _chosen(predictor: "Predictor", texts: list[str], choices: list[str]) -> list[list[dict[str, Any]]]:
+    """The likeliest of the choices for every text, and how likely each is."""
+    scores = predictor.choice_scores(texts, choices).tolist()
+    found = [dict(zip(choices, row, strict=True)) for row in scores]
+    return [[{"text": max(row, key=row.__getitem__), "logprob": max(row.values()), "choices": row}] for row in found]
+
+
+def _write_lines(lines: list[dict[str, Any]], rows: list[list[dict[str, Any]]]) -> None:
+    for line, answers in zip(lines, rows, strict=False):
+        for sample, answer in enumerate(answers):
+            which = {"sample": sample} if len(answers) > 1 else {}
+            print(json.dumps({**line, **which, **answer}, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def _as_one(texts: list[str], rows: list[list[dict[str, Any]]], details: bool) -> dict[str, Any]:
+    """`{"prompts": […], "outputs": […]}`: a text for each prompt, a list of them with several samples; `answers` tell more."""
+    several = any(len(answers) > 1 for answers in rows)
+    outputs = [[answer["text"] for answer in answers] if several else answers[0]["text"] for answers in rows]
+    return {"prompts": texts, "outputs": outputs, **({"answers": rows} if details else {})}
+
+
+def _tell_what_is_cut(predictor: "Predictor", texts: list[str], request: dict[str, Any]) -> None:
+    which = "first" if predictor.task is not None else "newest"
+    for number, text in enumerate(texts, 1):
+        read, there = predictor.tokens_read(text, **request)
+        if read < there:
+            name = f"prompt {number}" if len(texts) > 1 else "the prompt"
+            _say(f"{name} has {there:,} tokens, more than fit into the context: the model reads the {which} {read:,}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
