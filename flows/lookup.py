@@ -1,5 +1,6 @@
 """From what a person types to a folder: a registry name, an artifact, a checkpoint, the name of a stage."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -49,6 +50,18 @@ def find_artifact(what: str, home: Path, registry: Registry) -> Path:
     if not (folder / MANIFEST).is_file():
         raise ArtifactError(f"{what} lies in MLflow only, not in the store of {home}; it was checked when it was fetched")
     return folder
+
+
+def registered(what: str, home: Path, registry: Registry) -> Any:
+    """The registered version behind a model's name, an artifact or the name of a stage. Raises `ModelNotFoundError`."""
+    if not Path(what).expanduser().is_dir() and _newest(what, home) is None:
+        return registry().find(what)
+    with contextlib.suppress(ArtifactError):
+        digest = read_manifest(find_artifact(str(Path(what).expanduser()), home, registry))["digest"]
+        for version in registry().all_versions():
+            if version.digest == digest:
+                return version
+    raise ModelNotFoundError(f"{what} is not registered, so MLflow has no run of it; name a registered model: gptcore models")
 
 
 def _newest(stage: str, home: Path) -> Path | None:

@@ -351,6 +351,19 @@ class Registry:
         self._download(version)
         shutil.rmtree(self._cached(version))
 
+    def attach(self, version: Version, file: Path, folder: str) -> str:
+        """Store a file among the artifacts of the run that made a version, in `folder` there; returns the run's id.
+
+        Raises `RegistryError` when MLflow cannot be reached or has that run no more.
+        """
+        with self._reached():
+            if version.run_id is None or not self.connection.exists(version.run_id):
+                raise RegistryError(
+                    f"the run that made {version.name}/{version.version} is no longer in MLflow; {file} is kept"
+                )
+            self.connection.client.log_artifact(version.run_id, str(file), folder)
+            return version.run_id
+
     def _cached(self, version: Version) -> Path:
         return self.home / "cache" / "models" / f"{version.name}-{version.version}-{version.digest[:12]}"
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from flows.lookup import registered
 from gptcore.artifacts import Recipe, load_artifact
 from gptcore.errors import CorruptArtifactError, ModelNotFoundError, RegistryError
 from tasks.registry import registered_name
@@ -331,3 +332,22 @@ def test_a_version_under_an_alias_is_never_deleted_and_any_other_leaves_a_note(t
         two.registry.delete("nobody", 1)
     again = two.registry.register(two.tracking, two.weights(3), {"metrics": {}})
     assert (again.version, again.digest) == (4, third.digest)
+
+
+def test_a_file_is_stored_beside_the_run_that_made_a_version(two, tmp_path):
+    page = tmp_path / "explain.html"
+    page.write_text("<p>")
+    version = two.registry.find("docs-gpt/1")
+    assert registered(str(version.path), two.home, lambda: two.registry) == version
+    assert registered("docs-gpt/1", two.home, lambda: two.registry) == version
+    assert two.registry.attach(version, page, "explanations/one") == version.run_id
+    stored = two.client.list_artifacts(version.run_id, "explanations/one")
+    assert [file.path for file in stored] == ["explanations/one/explain.html"]
+    two.client.delete_run(version.run_id)
+    with pytest.raises(RegistryError, match=r"no longer in MLflow; .*explain.html is kept"):
+        type(two.registry)(two.home).attach(version, page, "explanations/one")
+
+
+def test_of_a_folder_that_is_not_registered_there_is_no_run(two, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="is not registered, so MLflow has no run of it"):
+        registered(str(tmp_path), two.home, lambda: two.registry)
