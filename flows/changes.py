@@ -9,7 +9,7 @@ from flows.rounds import chain_of
 from gptcore.artifacts import REPORT, Artifact, Recipe, Store, circumstances, differences, read_manifest, sha256_file
 from gptcore.config import FilesSource, PipelineConfig
 from gptcore.errors import ArtifactError, SourceError
-from gptcore.record import Manifest, Record, is_training
+from gptcore.record import Manifest, Record, is_imported, is_training
 from gptcore.training.job import Resolved
 from tasks.run import Run, Silent
 
@@ -136,7 +136,9 @@ def recorded_answers(record: Record) -> tuple[dict[str, Resolved], list[Change]]
     """What every recorded training had decided before its first step, as far as this machine can follow it."""
     answers: dict[str, Resolved] = {}
     changes: dict[Change, None] = {}
-    for stage in filter(is_training, record.manifests):
+    for stage, manifest in record.manifests.items():
+        if not is_training(stage) or is_imported(manifest):
+            continue
         file = record.folders[stage] / "report" / "resolved.json"
         try:
             recorded = Resolved.model_validate_json(file.read_text(encoding="utf-8"))

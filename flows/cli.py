@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import benching, continual, models, operations, reproducing, running, sweeping, upkeep
+from flows.commands import (
+    benching,
+    continual,
+    converting,
+    explaining,
+    generating,
+    models,
+    operations,
+    reproducing,
+    running,
+    sweeping,
+    upkeep,
+)
 from gptcore.errors import GptcoreError, is_disk_full
 
 app = typer.Typer(
@@ -41,7 +53,19 @@ def gptcore(
     """From raw text to a promoted GPT."""
 
 
-for commands in (running, continual, sweeping, operations, models, reproducing, upkeep, benching):
+for commands in (
+    running,
+    continual,
+    sweeping,
+    operations,
+    generating,
+    models,
+    explaining,
+    reproducing,
+    converting,
+    upkeep,
+    benching,
+):
     app.add_typer(commands.app)
 
 

@@ -4,7 +4,7 @@ from functools import cached_property
 
 from flows.chain import Chain
 from flows.session import plan_run
-from flows.start import Started
+from flows.start import Started, Upon
 from gptcore.artifacts import Artifact, load_artifact
 from gptcore.config import PipelineConfig, TrainingConfig
 from gptcore.errors import ArtifactError
@@ -163,6 +163,8 @@ def chain_of(record: Record, run: Run, config: PipelineConfig) -> Chain:
         return Chain(run, config)
     if START in record.given:
         return Started(run, config, read_base(START, record.given[START], run.store.home))
+    if BASE in record.given and OLD not in record.given:  # it was imported
+        return Upon(run, config, lambda: load_artifact(record.given[BASE]))
     if BASE not in record.given:
         raise ArtifactError(
             f"{record.target} belongs to a round of continual training and is rebuilt with the base that was trained on it: "

@@ -14,7 +14,7 @@ from flows.operations.server import set_default_environment
 from flows.terminal import Terminal
 from gptcore.artifacts import MANIFEST, Store, home_folder, read_manifest, sha256_file
 from gptcore.config import PipelineConfig
-from gptcore.errors import ArtifactError, TrainingError
+from gptcore.errors import ArtifactError, SettingsError, TrainingError
 from gptcore.scratch import scratch_folder
 from gptcore.training.job import Job, Run
 from gptcore.training.journal import Follower
@@ -48,6 +48,8 @@ def _job(store: Store, config: PipelineConfig) -> Job:
         for folder in (store.root / "tokenizer" / config.name).glob("*/artifact.json")
         if read_manifest(folder.parent)["digest"] == shards["inputs"]["tokenizer"]
     ]
+    if config.base.import_from is not None:
+        raise SettingsError("base.import: an imported base is not trained, so there is no resume to verify: take it out")
     model, start = config.model, None
     if config.base.init_from is not None:
         from flows.session import plan_run  # loads prefect

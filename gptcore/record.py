@@ -136,6 +136,14 @@ def read_record(folder: Path, find: Find) -> Record:
             continue
         check_manifest(manifest, folder)
         folders[stage], manifests[stage] = folder, manifest
+        if is_imported(manifest):
+            if stage == target:
+                raise ArtifactError(
+                    f"{folder} was imported from {manifest['numbers']['imported_from']}, nothing was trained: gptcore verify "
+                    f"{folder} compares its files"
+                )
+            given |= {manifest["digest"]: BASE, tokenizer_within(manifest): "tokenizer"}
+            continue
         given |= {manifest["inputs"][name]: name for name in _gone_on_from(manifest)}
         # Models first: a base that was trained on from another says which tokenizer is not learned anew.
         for name, digest in sorted(manifest["inputs"].items(), key=lambda item: is_training(item[0])):
@@ -202,6 +210,16 @@ def is_training(stage: str) -> bool:
     return stage == BASE or stage.startswith("finetune-")
 
 
+def is_imported(manifest: Manifest) -> bool:
+    """Whether it is of a base that was imported and not trained."""
+    return manifest["stage"] == BASE and "base" in manifest["settings"]
+
+
+def tokenizer_within(manifest: Manifest) -> str:
+    """The digest of the tokenizer that lies in the folder of a base."""
+    return content_digest({name: file for name, file in manifest["files"].items() if name.startswith("model/tokenizer/")})
+
+
 def sources_of(manifest: Manifest) -> list[str]:
     """Names of those inputs of an artifact that are sources."""
     settings = manifest["settings"]
@@ -211,4 +229,5 @@ def sources_of(manifest: Manifest) -> list[str]:
 
 def _training(manifest: Manifest | None) -> dict[str, Any]:
     """The training of a manifest; without one, what nobody asks for. One checkpoint is enough to rebuild."""
-    return {**(manifest["settings"]["training"] if manifest is not None else {"steps": 1}), "keep": 1}
+    settings = {} if manifest is None else manifest["settings"]
+    return {**settings.get("training", {"steps": 1}), "keep": 1}

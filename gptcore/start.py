@@ -39,18 +39,8 @@ class FinishedBase:
         return content_digest({name: {"sha256": self.files[name]} for name in _TOKENIZER})
 
     def settings(self, config: PipelineConfig) -> PipelineConfig:
-        """`config` with the shape of this model. Raises `SettingsError` where it asks for another; defaults ask for nothing."""
-        shape, asked = self.model.model_dump(), config.model.model_dump() if config.model != ModelConfig() else {}
-        other = [f"model.{key} {value}, not {shape[key]}" for key, value in asked.items() if value != shape[key]]
-        if (pieces := config.tokenizer.vocabulary) not in (TokenizerConfig().vocabulary, self.vocabulary):
-            other.append(f"tokenizer.vocabulary {pieces}, not {self.vocabulary}")
-        if other:
-            raise SettingsError(
-                f"base.init_from: {self.called} keeps its shape and its tokenizer, the settings ask for {', '.join(other)}: "
-                "take them out, or train from nothing"
-            )
-        values = config.model_dump(mode="json") | {"model": shape}
-        return parse_config(values, f"the settings with the model {self.called}")
+        """`config` with the shape of this model. Raises `SettingsError` where it asks for another."""
+        return with_shape(config, f"base.init_from: {self.called}", self.model, self.vocabulary)
 
     def copy(self, folder: Path) -> Numbers:
         """Fill `folder` with its files and return its numbers. Raises `CorruptArtifactError` where one changes meanwhile."""
@@ -60,6 +50,21 @@ class FinishedBase:
             if sha256_file(folder / name) != digest:
                 raise CorruptArtifactError(f"{self.folder / name} changed while it was copied: run again")
         return {"from": self.called, "vocabulary": self.vocabulary}
+
+
+def with_shape(config: PipelineConfig, where: str, model: ModelConfig, vocabulary: int) -> PipelineConfig:
+    """`config` with the shape of a model that is there. Raises `SettingsError` where it asks for another; defaults ask for
+    nothing."""
+    shape, asked = model.model_dump(), config.model.model_dump() if config.model != ModelConfig() else {}
+    other = [f"model.{key} {value}, not {shape[key]}" for key, value in asked.items() if value != shape[key]]
+    if (pieces := config.tokenizer.vocabulary) not in (TokenizerConfig().vocabulary, vocabulary):
+        other.append(f"tokenizer.vocabulary {pieces}, not {vocabulary}")
+    if other:
+        raise SettingsError(
+            f"{where} keeps its shape and its tokenizer, the settings ask for {', '.join(other)}: take them out, or train from "
+            "nothing"
+        )
+    return parse_config(config.model_dump(mode="json") | {"model": shape}, f"the settings with the shape of {where}")
 
 
 def read_base(called: str, folder: Path, home: Path) -> FinishedBase:
@@ -80,6 +85,11 @@ def read_base(called: str, folder: Path, home: Path) -> FinishedBase:
         raise SettingsError(
             f"base.init_from: {called} was fine-tuned for {task['name']} and is no base: name the one that it was made of, "
             f"which gptcore lineage {called} tells"
+        )
+    if settings.get("quantised"):
+        raise SettingsError(
+            f"base.init_from: {called} has weights in eight bits, which nothing can be learned with: name the model that it "
+            "was made of"
         )
     files = file_digests({name: folder / name for name in _FILES}, home, f"base.init_from: {called}")
     return FinishedBase(called, folder, model, vocabulary, files)

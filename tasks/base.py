@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcore.artifacts import REPORT, Artifact, Numbers, Recipe, write_json
 from gptcore.config import ModelConfig, TrainingConfig
@@ -19,6 +19,9 @@ from gptcore.training.room import training_bytes
 from tasks.contents import is_number
 from tasks.progress import ProgressBar
 from tasks.run import Run, stage_task
+
+if TYPE_CHECKING:
+    from gptcore.model.importing import Original  # loads torch
 
 _ROUNDING = {"nodes", "processes", "threads", "micro_batch"}
 _NO_RESULT = {"keep", "checkpoint_seconds", "restarts"} | _ROUNDING
@@ -60,6 +63,13 @@ def continue_base(
         init_from=str(tokenizer.path),
     )
     return train(run, Recipe("base", name, 1, settings, inputs), job, [parent, shards])
+
+
+@stage_task("base, imported")
+def import_base(run: Run, name: str, original: "Original") -> Artifact:
+    """A model of transformers in place of one of ours."""
+    settings = {"model": original.model.model_dump(mode="json"), "base": {"import_from": original.called}}
+    return run.stage(Recipe("base", name, 1, settings, {"original": original.digest}), original.convert)
 
 
 def training_settings(training: TrainingConfig) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def quickstart() -> Path:
 def check_stages(settings: PipelineConfig, rebuild: list[str]) -> None:
     """Refuse to rebuild what is no stage of these settings."""
     tasks = [task.name for task in settings.tasks]
-    known = ["corpus", "start" if settings.base.init_from else "tokenizer", "shards", "base", "evaluation-base"]
+    before = ["start" if settings.base.init_from else "tokenizer", "shards"] if settings.base.import_from is None else []
+    known = ["corpus", *before, "base", "evaluation-base"]
     known += [f"{stage}-{task}" for task in tasks for stage in ("examples", "shards", "finetune", "evaluation")]
     if unknown := [stage for stage in rebuild if stage not in known]:
         raise SettingsError(f"--rebuild {unknown[0]}: no such stage; there are {', '.join(known)}")
