@@ -29,7 +29,18 @@ Kind = Literal["model", "tokenizer"]
 # What gptcore needs to open and use a folder of either kind, by distribution name.
 _NEEDS: dict[Kind, tuple[str, ...]] = {
     "tokenizer": ("mlflow", "filelock", "numpy", "pandas", "pydantic", "pyyaml", "sentencepiece"),
-    "model": ("mlflow", "filelock", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "sentencepiece", "torch"),
+    "model": (
+        "mlflow",
+        "filelock",
+        "numpy",
+        "pandas",
+        "pydantic",
+        "pyyaml",
+        "safetensors",
+        "sentencepiece",
+        "tokenizers",
+        "torch",
+    ),
 }
 _PARAMETERS = ParamSchema(
     [
