@@ -30,6 +30,7 @@ from gptcore.inference.reading import (
 from gptcore.model import GPT, LoadedModel, load_model
 from gptcore.model.folder import pick_device
 from gptcore.model.inputs import Inputs, inputs
+from gptcore.model.quantisation import Int8Embedding
 from gptcore.model.transformer import Block, attention_weights
 from gptcore.tokens.objectives import IGNORED, padded
 
@@ -58,6 +59,8 @@ def explain(loaded: LoadedModel, text: str, *, points: int = 8) -> Explanation:
     if not text.strip():
         raise GptcoreError("the text is empty: give one as an argument, with --file or on standard input")
     model, tokenizer = loaded.model, loaded.tokenizer
+    if points and isinstance(model.embedding, Int8Embedding):
+        raise GptcoreError("weights in eight bits have no gradients: take --points 0, or the model that they were made of")
     kind, reading, labels = _read(loaded, text, points)
     batch = inputs(reading.batch, model.embedding.weight.device)
     ids: list[int] = batch.tokens[0].tolist()
