@@ -328,3 +328,20 @@ def bench_table(answer: Mapping[str, Any]) -> Group:
     what = f"{shape['layers']} layers x {shape['width']}, vocabulary {shape['vocabulary']:,}, context {shape['context']}"
     peak = f"{what}, batch {shape['batch']}; peak {answer['peak_gflops']:.0f} GFLOP/s ({answer['peak_setting']})"
     return Group(table, Text(peak, "dim"))
+
+
+def generation_table(answer: Mapping[str, Any]) -> Group:
+    """Every case of `gptcore bench generate` and its peer in a line."""
+    table = _table("", "tokens/s", "against the peer", "first token", "of the reading", "memory", "setting")
+    for case, row in answer["cases"].items():
+        peers = [] if case.endswith("int8") else [(f"{case}, {row['peer']['name']}", row["peer"], 1.0)]
+        for name, one, ratio in [(f"{case}, gptcore", row, row["ratio"]), *peers]:
+            share = f"{one['bandwidth_share']:.0%}" if "bandwidth_share" in one else ""
+            table.add_row(
+                name, f"{one['tokens_per_second']:,.1f}", f"{ratio:.2f} x", f"{one['first_token_seconds']:.3f} s", share,
+                amount(one["memory_mb"] << 20), one["setting"],
+            )  # fmt: skip
+    shape = answer["shape"]
+    what = f"{shape['layers']} layers x {shape['width']}, vocabulary {shape['vocabulary']:,}, prompt {shape['prompt']}"
+    read = f"{what}, {shape['new_tokens']} new tokens; memory is read at {answer['read_gb_per_second']:.1f} GB/s"
+    return Group(table, Text(read, "dim"))

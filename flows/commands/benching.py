@@ -28,3 +28,20 @@ def train(
 
     answer = bench_train(bench_config(preset, overrides or ()), lambda text: print(text, file=sys.stderr))
     tell(answer, as_json, lambda: bench_table(answer))
+
+
+@bench.command()
+def generate(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, typer.Option(help="Shape by name.", show_default="gpt2")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of generation, in the hardware's type and with weights in eight bits, and transformers beside it.
+
+    --set changes what is measured: prompt=64, new_tokens=96, batches=[1,8], precision=float32, model.layers=6, rounds=3.
+    """
+    from flows.tables import generation_table
+    from gptcore.inference.bench import bench_config, bench_generate
+
+    answer = bench_generate(bench_config(preset, overrides or ()), lambda text: print(text, file=sys.stderr))
+    tell(answer, as_json, lambda: generation_table(answer))

@@ -93,7 +93,7 @@ def _next(rows: Rows, sampling: Sampling, randoms: Sequence[np.random.Generator]
     if sampling.repetition_penalty != 1.0:
         wanted = penalised(logits, [rows.texts[row] for row in rows.numbers], sampling.repetition_penalty)
     tokens = draw(wanted, sampling, randoms)  # (B)
-    logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    logprobs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return [Drawn(*each) for each in zip(rows.numbers, tokens.tolist(), logprobs.tolist(), strict=True)]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gptcore.artifacts import write_json
 from gptcore.config import ModelConfig
 from gptcore.errors import ArtifactError, CorruptArtifactError
-from gptcore.model.quantisation import INT8, Int8Embedding, quantised_empty
+from gptcore.model.quantisation import INT8, Int8Embedding, pack, packs, quantised_empty
 from gptcore.model.transformer import GPT, Linear
 from gptcore.tokens import Tokenizer
 
@@ -53,8 +53,9 @@ def save_model(folder: Path, model: GPT, tokenizer_folder: Path, task: dict[str,
 def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
     """Open a model folder for inference on `device`.
 
-    `dtype` is the type it computes in; unset, bfloat16 where the hardware has it and float32 elsewhere. Raises
-    `ArtifactError` when it is no model folder and `CorruptArtifactError` when its parts do not fit each other.
+    `dtype` is the type it computes in; unset, bfloat16 where the hardware has it and float32 elsewhere. With float16 it
+    computes in float32, with weights in half precision (`pack`); CPUs only. Raises `ArtifactError` when it is no model folder
+    and `CorruptArtifactError` when its parts do not fit each other.
     """
     settings = read_settings(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer")
@@ -63,14 +64,20 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     model = GPT(ModelConfig(**settings["model"]), settings["vocabulary"], device="meta")
     model = quantised_empty(model, device) if settings.get("quantised") == INT8 else model.to_empty(device=device)
     load_weights(model, folder / WEIGHTS)
-    dtype = dtype or default_dtype(torch.device(device))
+    return LoadedModel(ready(model, dtype or default_dtype(torch.device(device))), tokenizer, settings["task"])
+
+
+def ready(model: GPT, dtype: torch.dtype) -> GPT:
+    """The model made ready for inference in `dtype`, in place."""
+    if dtype == torch.float16:
+        return pack(model.eval().requires_grad_(False))
     model.compute_dtype = dtype
     if dtype != torch.float32:
         # What training casts at every product is cast once; norms and embeddings keep their float32 weights.
         for module in model.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
-    return LoadedModel(model.eval().requires_grad_(False), tokenizer, settings["task"])
+    return model.eval().requires_grad_(False)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -116,6 +123,13 @@ def default_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """What `load_model` answers fastest with on this machine: `default_dtype`, but weights in half precision where that is
+    float32 and the CPU has products with such."""
+    dtype = default_dtype(device)
+    return torch.float16 if dtype == torch.float32 and device.type == "cpu" and packs() else dtype
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -181,6 +181,7 @@ class Attention(nn.Module):
         self.query = Linear(config.width, self.heads * self.size, bias=biases, device=device)
         self.key = Linear(config.width, self.groups * self.size, bias=biases, device=device)
         self.value = Linear(config.width, self.groups * self.size, bias=biases, device=device)
+        self.joint: nn.Module | None = None  # in inference, query, key and value in one product (`gptcore.model.quantisation`)
         self.output = Linear(self.heads * self.size, config.width, bias=config.biases, device=device)
         self.query_norm = Norm(config, self.size, device) if config.qk_norm else None
         self.key_norm = Norm(config, self.size, device) if config.qk_norm else None
@@ -197,9 +198,13 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D). `mask` (B or 1, 1, T, S) of True where a query may look replaces the rule of the model: up to
         its own place, or with the masked objective everywhere. `value` (B, T, G K) is added to the values."""
         batch, length, _ = x.shape
-        q = self.query(x).view(batch, length, self.heads, self.size)  # (B, T, H, K)
-        k = self.key(x).view(batch, length, self.groups, self.size)  # (B, T, G, K)
-        v = self.value(x) if value is None else self.value(x) + value  # (B, T, G K)
+        if self.joint is None:
+            q, k, v = self.query(x), self.key(x), self.value(x)
+        else:
+            q, k, v = self.joint(x).split([count * self.size for count in (self.heads, self.groups, self.groups)], -1)
+        q = q.view(batch, length, self.heads, self.size)  # (B, T, H, K)
+        k = k.view(batch, length, self.groups, self.size)  # (B, T, G, K)
+        v = v if value is None else v + value  # (B, T, G K)
         v = v.view(batch, length, self.groups, self.size).transpose(1, 2)  # (B, G, T, K)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -290,11 +295,13 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate = Linear(config.width, config.inner_width, bias=config.biases, device=device)
         self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
+        self.joint: nn.Module | None = None  # in inference, gate and up in one product
         self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, F) inside
+        gate, up = (self.gate(x), self.up(x)) if self.joint is None else self.joint(x).chunk(2, -1)  # (B, T, F)
+        down: Tensor = self.down(F.silu(gate) * up)
         return down
 
 

@@ -1,30 +1,21 @@
 """`gptcore bench train`: this engine beside transformers' GPT-2 on the same machine, in turns.
 
-    parent ──"5"──▶ ours     a step of the training loop, as it is
-           ──"5"──▶ muon     the same with Muon
-           ──"5"──▶ peer     transformers, at its best setting here
-           ──"5"──▶ matrix   the machine's matrix product
+    ours     a step of the training loop, as it is
+    muon     the same with Muon
+    peer     transformers, at its best setting here
+    matrix   the machine's matrix product
 
-Every contender is a process of its own, so that its peak memory is its own. They take turns of a few steps each, so that a
-machine that is busy for a while is busy for all of them; what is told are medians. Text is random tokens: speed does not
-depend on it.
+Text is random tokens: speed does not depend on it.
 """
 
-import json
-import os
-import resource
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
 from gptcore.config import Count, ModelConfig, Section, TrainingConfig, apply_override, preset, settings_error
-from gptcore.errors import TrainingError
+from gptcore.turns import Measured, serve, take_turns
 
 GPT2_BLOCK = preset("gpt2").model_copy(update={"layers": 6, "width": 384, "heads": 6, "context": 256})
 """The GPT-2 block at a size that two cores train: 13.9 M parameters with 8,192 pieces."""
@@ -63,36 +54,10 @@ def bench_config(shape: str | None = None, overrides: Sequence[str] = ()) -> Ben
         raise settings_error(error, "the benchmark") from error
 
 
-class Contender(Protocol):
-    """Whoever takes turns."""
-
-    setting: str
-    """In words."""
-
-    def step(self) -> None:
-        """Do the work of one optimizer step, to its end."""
-
-
-@dataclass
-class Measured:
-    """What a contender's turns came to."""
-
-    setting: str
-    seconds: list[float]
-    """Of one step, a number per turn."""
-    memory_mb: float
-    """Peak resident memory of its process."""
-
-    @property
-    def median(self) -> float:
-        """Seconds of a step."""
-        return sorted(self.seconds)[len(self.seconds) // 2]
-
-
 def bench_train(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all contenders in turns; the object that `gptcore bench train --json` prints."""
     names = ["ours", "peer", "matrix"] + (["muon"] if config.training.optimizer.algorithm != "muon" else [])
-    found = _take_turns(config, names, say)
+    found = take_turns(__spec__.name, names, config.model_dump_json(), config.rounds, config.steps, say)
     ours, peer, matrix = found["ours"], found["peer"], found["matrix"]
     tokens = config.training.batch * config.model.context
     flops = flops_per_token(config.model, config.vocabulary)
@@ -134,90 +99,7 @@ def flops_per_token(model: ModelConfig, vocabulary: int) -> int:
     return 6 * parameters + 12 * seen * model.heads * model.size_of_head
 
 
-# --------------------------------------------------------------------------------------------------------- turns --
-
-
-def _take_turns(config: BenchConfig, names: Sequence[str], say: Callable[[str], None]) -> dict[str, Measured]:
-    processes: dict[str, subprocess.Popen[str]] = {}
-    found: dict[str, Measured] = {}
-    # Not pipes: nobody reads along, and they would fill up.
-    errors = {name: tempfile.TemporaryFile("w+") for name in names}  # noqa: SIM115  (closed below)
-    try:
-        for name in names:
-            processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "gptcore.training.bench", name, config.model_dump_json()],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors[name], text=True,
-            )  # fmt: skip
-            ready = _answer(
-                name, processes[name], errors[name]
-            )  # one after the other: starting is not measured, but it would disturb
-            found[name] = Measured(ready["setting"], [], ready["memory_mb"])
-            say(f"{name}: {ready['setting']}")
-        for turn in range(config.rounds):
-            for name in names:
-                answer = _ask(name, processes[name], errors[name], config.steps)
-                found[name].seconds.append(answer["seconds"])
-                found[name].memory_mb = answer["memory_mb"]
-            say(
-                f"turn {turn + 1} of {config.rounds}: " + ", ".join(f"{name} {found[name].seconds[-1]:.3f} s" for name in names)
-            )
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-        for file in errors.values():
-            file.close()
-    return found
-
-
-def _ask(name: str, process: subprocess.Popen[str], errors: IO[str], steps: int) -> dict[str, Any]:
-    assert process.stdin is not None
-    process.stdin.write(f"{steps}\n")
-    process.stdin.flush()
-    return _answer(name, process, errors)
-
-
-def _answer(name: str, process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        process.wait()
-        errors.seek(0)
-        told = errors.read().strip().splitlines()
-        raise TrainingError(f"the benchmark's process {name} ended: {told[-1] if told else 'it said nothing'}")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
-
-
-def _serve(contender: Contender) -> None:
-    """Take the turns that are asked for on standard input."""
-    for _ in range(_WARM):
-        contender.step()
-    _tell(setting=contender.setting)
-    for line in sys.stdin:
-        steps, started = int(line), time.perf_counter()
-        for _ in range(steps):
-            contender.step()
-        _tell(seconds=(time.perf_counter() - started) / steps)
-
-
-def _tell(**values: Any) -> None:
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    os.write(_OUT, (json.dumps({**values, "memory_mb": memory}) + "\n").encode())
-
-
-_OUT = 1
-
-
-def main(name: str, config: BenchConfig) -> None:
-    """Be one contender."""
-    global _OUT
-    _OUT = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+if __name__ == "__main__":
     from gptcore.training import contenders
 
-    _serve(contenders.make(name, config))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], BenchConfig.model_validate_json(sys.argv[2]))
+    serve(lambda: contenders.make(sys.argv[1], BenchConfig.model_validate_json(sys.argv[2])), _WARM)

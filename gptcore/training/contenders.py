@@ -14,10 +14,11 @@ from gptcore.model.folder import default_dtype, pick_device
 from gptcore.model.inputs import Inputs
 from gptcore.model.loss import mean_loss
 from gptcore.training.answers import compiled, deterministic
-from gptcore.training.bench import _MATRIX, BenchConfig, Contender
+from gptcore.training.bench import _MATRIX, BenchConfig
 from gptcore.training.budget import dtype_of, precision_for, seconds_of
 from gptcore.training.optimizers import Optimizers
 from gptcore.training.step import LossFunction, update
+from gptcore.turns import Contender
 
 
 def make(name: str, config: BenchConfig) -> Contender:
