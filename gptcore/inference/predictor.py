@@ -19,7 +19,7 @@ from gptcore.inference.rows import prefill
 from gptcore.inference.sampling import Sampling
 from gptcore.inference.writing import Writing
 from gptcore.model import load_model
-from gptcore.model.folder import pick_device
+from gptcore.model.folder import fastest_dtype, pick_device
 
 Result = TypeVar("Result")
 
@@ -69,8 +69,10 @@ class Predictor:
     """A model folder, opened for use: a base continues, or fills in what `<|mask|>` hides if it is a masked model; `summarize`
     summarises, `classify` names the likeliest label."""
 
-    def __init__(self, folder: Path, device: str = "auto") -> None:
-        self.loaded = load_model(folder, pick_device(device))
+    def __init__(self, folder: Path, device: str = "auto", dtype: torch.dtype | None = None) -> None:
+        """`dtype` as in `load_model`; unset, the one that is fastest here."""
+        where = pick_device(device)
+        self.loaded = load_model(folder, where, dtype or fastest_dtype(where))
         self.task = self.loaded.task
         self._context, self._objective = self.loaded.model.config.context, self.loaded.model.config.objective
         self.continues = self.task is None and self._objective != "masked"

@@ -68,16 +68,18 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
 
 
 def ready(model: GPT, dtype: torch.dtype) -> GPT:
-    """The model made ready for inference in `dtype`, in place."""
-    if dtype == torch.float16:
-        return pack(model.eval().requires_grad_(False))
-    model.compute_dtype = dtype
+    """The model made ready for inference, in place; `dtype` as in `load_model`."""
+    model = model.eval().requires_grad_(False)
+    model.compute_dtype = torch.float32 if dtype == torch.float16 else dtype
+    in_bytes, device = isinstance(model.embedding, Int8Embedding), model.embedding.weight.device.type
+    if dtype == torch.float16 or (in_bytes and dtype != torch.float32 and device == "cpu" and packs()):
+        return pack(model)
     if dtype != torch.float32:
         # What training casts at every product is cast once; norms and embeddings keep their float32 weights.
         for module in model.modules():
             if isinstance(module, Linear):
                 module.to(dtype)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

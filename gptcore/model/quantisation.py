@@ -112,7 +112,7 @@ class PackedInt8Linear(PackedLinear):
         super().__init__()
         zeros = torch.zeros(len(scale), dtype=torch.int64, device="cpu")
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of its age; torch is pinned
-            whole = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)  # type: ignore[attr-defined]
+            whole = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = bias if bias is None else bias.detach().float()
         self.nbytes = weight.nbytes

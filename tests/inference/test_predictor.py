@@ -31,7 +31,7 @@ def folder_of(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(folder_of):
-    predictor = Predictor(folder_of(), "cpu")
+    predictor = Predictor(folder_of(), "cpu", torch.float32)
     predictor.loaded.model.double().compute_dtype = torch.float64
     return predictor
 
