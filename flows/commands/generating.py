@@ -1,5 +1,6 @@
 """generate and chat: a model at work in the terminal, on files and in pipes."""
 
+import io
 import json
 import re
 import sys
@@ -108,24 +109,29 @@ def chat(
     Request.of(**request)
     predictor, interactive = Predictor(folder), sys.stdin.isatty()
     _say(f"{model} {_manner(predictor)} {_COMMANDS}")
-    so_far = ""
+    so_far, failed = "", False
     for turn, line in enumerate(_lines("> " if interactive else "")):
         if re.fullmatch(r"/[a-z]+", line):  # a path is no command
             if line == "/exit":
-                return
+                break
             so_far = "" if line == "/reset" else so_far
             _say({"/reset": "forgotten", "/help": _COMMANDS}.get(line, f"{line} is no command. {_COMMANDS}"))
             continue
         prompt = f"{so_far}{line}" if predictor.continues else line
-        _tell_what_is_cut(predictor, [prompt], request)
         try:
+            _tell_what_is_cut(predictor, [prompt], request)
             answer = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), verbose)
         except KeyboardInterrupt:
             if not interactive:
                 raise
             print()  # of the answer that was broken off nothing is remembered
-            continue
-        so_far = f"{prompt}{answer.text}\n"
+        except GptcoreError as error:  # of this line: the next one may be answered
+            _say(f"gptcore: {error}")
+            failed = True
+        else:
+            so_far = f"{prompt}{answer.text}\n"
+    if failed and not interactive:
+        raise typer.Exit(1)
 
 
 _COMMANDS = "/reset forgets what was said, /help tells the commands, /exit or Ctrl-D ends it."
@@ -200,7 +206,9 @@ def _standard_input() -> str:
 
 
 def _lines(prompt: str) -> Iterator[str]:
-    """Lines that are not empty, until the end of standard input."""
+    """Lines that are not empty, until the end of standard input. Of bytes that are no UTF-8 the tokenizer tells."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input(prompt).strip()

@@ -49,7 +49,7 @@ def gptcore(tmp_path, folder, monkeypatch, capsys):
 
     def run(command, *arguments, stdin="", model=folder):
         monkeypatch.setattr(sys, "argv", ["gptcore", command, str(model), *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape"))))
         try:
             main()
         except SystemExit as end:
@@ -176,3 +176,24 @@ def test_a_task_model_answers_each_line_as_in_training(gptcore, predictor, folde
     (said,) = Predictor(tmp_path / "task", "cpu").predict(["The array"])
     assert done.stdout == f"{said}\n{said}\n"
     assert "was trained to summarize: it answers each line for itself" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def masked(tiny, tmp_path_factory):
+    tokenizer = tiny.tokenizer / "tokenizer"
+    folder = tmp_path_factory.mktemp("masked")
+    save_model(folder, GPT(tiny.model(objective="masked"), Tokenizer.load(tokenizer).vocabulary).initialise(0), tokenizer)
+    return folder
+
+
+def test_a_line_that_cannot_be_answered_is_one_sentence_and_the_conversation_goes_on(gptcore, masked):
+    lines = ("the array of", "no \udcff UTF-8", "the <|mask|> of", "/reset")
+    done = gptcore("chat", stdin="\n".join(lines), model=masked)
+    (filled,) = Predictor(masked, "cpu").predict([lines[2]])
+    assert done.stdout == f"{filled}\n"
+    assert "\ngptcore: nothing is hidden in the text: write <|mask|>" in done.stderr
+    assert "\ngptcore: character 4 is half a surrogate pair (U+DCFF), which has no UTF-8" in done.stderr
+    assert done.stderr.endswith("forgotten\n")
+    assert done.returncode == 1
+    assert gptcore("chat", stdin="\n".join((lines[0], "/exit")), model=masked).returncode == 1
+    assert gptcore("chat", stdin=lines[2], model=masked).returncode == 0
