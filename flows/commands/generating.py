@@ -120,7 +120,7 @@ def chat(
         prompt = f"{so_far}{line}" if predictor.continues else line
         try:
             _tell_what_is_cut(predictor, [prompt], request)
-            answer = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), verbose)
+            (answer,) = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), request, verbose)
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -222,38 +222,53 @@ def _lines(prompt: str) -> Iterator[str]:
 
 
 def _aloud(predictor: "Predictor", texts: list[str], request: dict[str, Any], choose: list[str] | None, verbose: bool) -> None:
-    """Answers for people: each as it comes, after its prompt where it goes on from that."""
-    chosen = _chosen(predictor, texts, choose) if choose else []
+    """Answers for people, after the prompt where they go on from it: the first as it comes, other samples when all ended."""
+    chosen, samples = _chosen(predictor, texts, choose) if choose else [], 1 if choose else request["samples"]
     for number, text in enumerate(texts):
-        for sample in range(1 if choose else request["samples"]):
-            if predictor.continues:
-                print(text, end="", flush=True)
-            if choose:
-                print(chosen[number][0]["text"])
-            else:
-                _shown(predictor, text, predictor.stream(text, number=number, sample=sample, **request), verbose)
+        before = text if predictor.continues else ""
+        if number:
+            _apart(1, samples)
+        print(before, end="", flush=True)
+        if choose:
+            print(chosen[number][0]["text"])
+            continue
+        answers = _shown(predictor, text, predictor.stream(text, number=number, **request), request, verbose)
+        for sample, answer in enumerate(answers[1:], 2):
+            _apart(sample, samples)
+            print(before + answer.text)
 
 
-def _shown(predictor: "Predictor", text: str, pieces: "Generator[str, None, Answer]", verbose: bool) -> "Answer":
-    """Print an answer while it comes, and how fast it came."""
+def _apart(sample: int, samples: int) -> None:
+    """The line before an answer where there are several to a prompt."""
+    from flows.terminal import Terminal
+
+    if samples > 1:
+        Terminal(sys.stdout).console.print(f"sample {sample} of {samples}", style="dim")
+
+
+def _shown(
+    predictor: "Predictor", text: str, pieces: "Generator[str, None, list[Answer]]", request: dict[str, Any], verbose: bool
+) -> "list[Answer]":
+    """Print an answer while it comes, and how fast all came."""
     started = time.perf_counter()
     first = 0.0
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
-            answer: Answer = end.value
+            answers: list[Answer] = end.value
             break
         first = first or time.perf_counter() - started
         print(piece, end="", flush=True)
     print()
     if verbose:
-        seconds, count = time.perf_counter() - started, len(answer.ids)
-        rate = f", {(count - 1) / (seconds - first):,.1f} tokens/s after it" if count > 1 and seconds > first else ""
-        read, _ = predictor.tokens_read(text)
+        seconds, count = time.perf_counter() - started, sum(len(answer.ids) for answer in answers)
+        after = count - len(answers)
+        rate = f", {after / (seconds - first):,.1f} tokens/s after it" if after > 0 and seconds > first else ""
+        read, _ = predictor.tokens_read(text, **request)
         _say(f"prompt of {read:,} tokens; first text after {first:.3f} s; {count:,} new tokens in {seconds:.2f} s{rate}; "
              f"{predictor.memory_mb():,.0f} MB")  # fmt: skip
-    return answer
+    return answers
 
 
 def _answered(

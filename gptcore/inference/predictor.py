@@ -102,43 +102,40 @@ class Predictor:
 
         return _by_length(prompts, work, max(1, _ROWS // asked.samples))
 
-    def stream(self, text: str, *, number: int = 0, sample: int = 0, **request: Any) -> Generator[str, None, Answer]:
-        """The answer to one text in growing pieces, and as a whole in the end: that of the sample of this number to the text of
-        this number in `answers`. Whole characters only, and nothing that could be the beginning of a stop."""
+    def stream(self, text: str, *, number: int = 0, **request: Any) -> Generator[str, None, list[Answer]]:
+        """The answers that `answers` gives to the text of this number, in the end; until then the first one in growing pieces.
+        Whole characters only, and nothing that could be the beginning of a stop."""
         asked = Request.of(**request)
         if not self.draws:
             answer = Answer(self._read([text])[0])
             yield answer.text
-            return answer
-        (answer,) = yield from self._write(
-            [self.prompt(text, self._room(asked))], [number], asked, range(sample, sample + 1), aloud=True
-        )
-        return answer
+            return [answer] * asked.samples
+        return (yield from self._write([self.prompt(text, self._room(asked))], [number], asked, aloud=True))
 
     def _write(
-        self, prompts: list[list[int]], numbers: list[int], asked: Request, samples: range | None = None, aloud: bool = False
+        self, prompts: list[list[int]], numbers: list[int], asked: Request, aloud: bool = False
     ) -> Generator[str, None, list[Answer]]:
-        """Answer prompts side by side; `aloud`: yield the pieces, which only makes sense for one row."""
-        samples = samples or range(asked.samples)
+        """Answer prompts side by side, each encoded once for all its samples; `aloud`: yield the pieces of the first answer."""
         decode, ended = self.loaded.tokenizer.decode, set[int]()
-        writings = [Writing(decode, asked.stop) for _ in range(len(prompts) * len(samples))]
+        writings = [Writing(decode, asked.stop) for _ in range(len(prompts) * asked.samples)]
         logprobs: list[list[float]] = [[] for _ in writings]
         for step in stream(
             self.loaded.model, prompts, asked, max_new_tokens=self._room(asked), stop_ids=self._stops(),
-            numbers=numbers, samples=samples, ended=ended,
+            numbers=numbers, samples=range(asked.samples), ended=ended,
         ):  # fmt: skip
             for row, token, logprob in step:
                 writings[row].ids.append(token)
                 logprobs[row].append(logprob)
-                piece = writings[row].read() if aloud or asked.stop else ""
+                shown = aloud and row == 0
+                piece = writings[row].read() if shown or asked.stop else ""
                 if writings[row].stopped:
                     ended.add(row)
-                if aloud and piece:
+                if shown and piece:
                     yield piece
         answers = []
         for row, writing in enumerate(writings):
             rest = writing.finish()
-            if aloud and rest:
+            if aloud and row == 0 and rest:
                 yield rest
             reason: Any = "stop" if writing.stopped else "end" if row in ended else "length"
             ids = tuple(writing.ids)

@@ -70,6 +70,17 @@ def test_prompts_come_as_arguments_lines_of_a_file_or_standard_input(gptcore, pr
     assert gptcore("generate", "-", *OPTIONS, stdin="two\nlines\n").stdout == f"two\nlines{one}\n"
 
 
+def test_samples_are_told_apart_where_there_are_several(gptcore, predictor):
+    texts = ["The array", "Return"]
+    (a, b), (c, d) = predictor.answers(texts, samples=2, **FEW)
+    expected = (
+        f"The array{a.text}\nsample 2 of 2\nThe array{b.text}\nsample 1 of 2\nReturn{c.text}\nsample 2 of 2\nReturn{d.text}\n"
+    )
+    done = gptcore("generate", *texts, "--samples", "2", "--verbose", *OPTIONS)
+    assert done.stdout == expected
+    assert done.stderr.count(f"{len(a.ids) + len(b.ids)} new tokens in ") == 2
+
+
 def test_json_lines_come_in_and_go_out_with_what_else_they_hold(gptcore, predictor, tmp_path):
     lines = [{"id": number, "prompt": f"The array {number}"} for number in range(3)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")

@@ -46,15 +46,26 @@ def finished(stream):
             return pieces, end.value
 
 
-def test_a_stream_is_the_answer_of_a_batch(base):
+def test_a_stream_ends_with_the_answers_of_a_batch_and_its_pieces_are_the_first(base):
     together = base.answers(TEXTS, samples=3, **DRAWN)
     for number, text in enumerate(TEXTS):
-        for sample in range(3):
-            pieces, answer = finished(base.stream(text, number=number, sample=sample, **DRAWN))
-            assert "".join(pieces) == answer.text == together[number][sample].text
-            assert answer.ids == together[number][sample].ids
-            np.testing.assert_allclose(answer.logprobs, together[number][sample].logprobs, atol=1e-9)
+        pieces, answers = finished(base.stream(text, number=number, samples=3, **DRAWN))
+        assert "".join(pieces) == answers[0].text
+        for answer, expected in zip(answers, together[number], strict=True):
+            assert (answer.text, answer.ids) == (expected.text, expected.ids)
+            np.testing.assert_allclose(answer.logprobs, expected.logprobs, atol=1e-9)
     assert len({answer.text for answers in together for answer in answers}) == 9
+
+
+def test_the_first_of_several_samples_is_streamed_and_the_prompt_encoded_once(base):
+    read = []
+    embedding = base.loaded.model.embedding.register_forward_hook(lambda _module, given, _output: read.append(given[0].numel()))
+    stream = base.stream(TEXTS[0], samples=3, max_new_tokens=4)
+    next(stream)
+    assert len(read) <= 2, "it comes while the others are being written"
+    finished(stream)
+    embedding.remove()
+    assert read == [len(base.prompt(TEXTS[0], 4)), 3, 3, 3]
 
 
 def test_an_answer_does_not_depend_on_how_many_are_asked_for_together(base):
@@ -76,7 +87,7 @@ def test_an_answer_ends_before_a_stop_text_that_may_span_tokens(base):
     ((answer,),) = base.answers(TEXTS[:1], stop=(stop,), **DRAWN)
     assert (answer.text, answer.ended) == (expected, "stop")
     assert len(answer.ids) == len(answer.logprobs)
-    pieces, streamed = finished(base.stream(TEXTS[0], stop=(stop,), **DRAWN))
+    pieces, (streamed,) = finished(base.stream(TEXTS[0], stop=(stop,), **DRAWN))
     assert "".join(pieces) == expected
     assert streamed == answer
 
@@ -114,7 +125,7 @@ def test_a_labeller_answers_with_the_likeliest_label_streamed_or_not(folder_of):
     predictor = Predictor(folder_of(task), "cpu")
     labels = [task["labels"][best] for best in predictor.label_scores(TEXTS).argmax(-1)]
     assert predictor.predict(TEXTS) == labels
-    assert [finished(predictor.stream(text))[1].text for text in TEXTS] == labels
+    assert [finished(predictor.stream(text))[1][0].text for text in TEXTS] == labels
     assert predictor.predict(TEXTS[:1], samples=2) == labels[:1] * 2
 
 
