@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ app = typer.Typer()
 _CHUNK = 256
 """Prompts that are answered before their lines are written."""
 
-NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1, show_default=False)]
+NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", show_default=False)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw from the likeliest k tokens; 0: from all.")]
 TopP = Annotated[float, typer.Option(help="Draw from the smallest set of this probability.")]
@@ -58,6 +58,8 @@ def generate(
     jsonl = jsonl or (file is not None and file.suffix == ".jsonl")
     if logprobs and not (as_json or jsonl):
         raise GptcoreError("--logprobs go into JSON: add --json or --jsonl")
+    if logprobs and choose:
+        raise GptcoreError("--logprobs are of tokens that are written: --choose tells how likely every choice is without it")
     folder = folder_of(model)
     lines = _prompts(prompts or [], file, jsonl)
     texts = [line["prompt"] for line in lines]
@@ -67,16 +69,21 @@ def generate(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "samples": samples, "seed": seed,
     }  # fmt: skip
-    Request.of(**request)  # what makes no sense is said before the model is opened
+    asked = Request.of(**request)  # what makes no sense is said before the model is opened
+    if choose:
+        asked.check_choosing()
     predictor = Predictor(folder)
-    _tell_what_is_cut(predictor, texts, request)
+    _tell_what_is_cut(predictor, texts, request, choose or ())
     if not (as_json or jsonl):
-        _aloud(predictor, texts, request, choose, verbose)
+        _aloud(predictor, texts, request, choose or (), verbose)
         return
     started, tokens, outputs = time.perf_counter(), 0, []
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
-        rows = _chosen(predictor, chunk, choose) if choose else _answered(predictor, chunk, start, request, logprobs)
+        if choose:
+            rows = _chosen(predictor, chunk, choose, start, request)
+        else:
+            rows = _answered(predictor, chunk, start, request, logprobs)
         tokens += sum(answer.pop("new_tokens", 0) for answers in rows for answer in answers)
         if jsonl:
             _write_lines(lines[start:], rows)
@@ -84,7 +91,7 @@ def generate(
     if not jsonl:
         print(json.dumps(_as_one(texts, outputs, bool(logprobs or choose)), ensure_ascii=False))
     if verbose:
-        read = sum(predictor.tokens_read(text, **request)[0] for text in texts)
+        read = sum(predictor.tokens_read(text, choose or (), **request)[0] for text in texts)
         seconds = time.perf_counter() - started
         _say(f"{len(texts):,} prompts of {read:,} tokens; {tokens:,} new ones in {seconds:.2f} s: "
              f"{tokens / seconds:,.1f} tokens/s; {predictor.memory_mb():,.0f} MB")  # fmt: skip
@@ -221,21 +228,23 @@ def _lines(prompt: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------ answers --
 
 
-def _aloud(predictor: "Predictor", texts: list[str], request: dict[str, Any], choose: list[str] | None, verbose: bool) -> None:
+def _aloud(predictor: "Predictor", texts: list[str], request: dict[str, Any], choose: Sequence[str], verbose: bool) -> None:
     """Answers for people, after the prompt where they go on from it: the first as it comes, other samples when all ended."""
-    chosen, samples = _chosen(predictor, texts, choose) if choose else [], 1 if choose else request["samples"]
+    chosen = _chosen(predictor, texts, choose, 0, request) if choose else []
     for number, text in enumerate(texts):
         before = text if predictor.continues else ""
         if number:
-            _apart(1, samples)
+            _apart(1, request["samples"])
         print(before, end="", flush=True)
         if choose:
-            print(chosen[number][0]["text"])
-            continue
-        answers = _shown(predictor, text, predictor.stream(text, number=number, **request), request, verbose)
-        for sample, answer in enumerate(answers[1:], 2):
-            _apart(sample, samples)
-            print(before + answer.text)
+            said = [answer["text"] for answer in chosen[number]]
+            print(said[0])
+        else:
+            pieces = predictor.stream(text, number=number, **request)
+            said = [answer.text for answer in _shown(predictor, text, pieces, request, verbose)]
+        for sample, answer in enumerate(said[1:], 2):
+            _apart(sample, len(said))
+            print(before + answer)
 
 
 def _apart(sample: int, samples: int) -> None:
@@ -288,11 +297,14 @@ def _answered(
     return [[plain(answer) for answer in answers] for answers in predictor.answers(texts, first=first, **request)]
 
 
-def _chosen(predictor: "Predictor", texts: list[str], choices: list[str]) -> list[list[dict[str, Any]]]:
-    """The likeliest of the choices for every text, and how likely each is."""
-    scores = predictor.choice_scores(texts, choices).tolist()
-    found = [dict(zip(choices, row, strict=True)) for row in scores]
-    return [[{"text": max(row, key=row.__getitem__), "logprob": max(row.values()), "choices": row}] for row in found]
+def _chosen(
+    predictor: "Predictor", texts: list[str], choices: Sequence[str], first: int, request: dict[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """The choices that were made for every text, and how likely each was."""
+    made = predictor.choose(texts, choices, first=first, **request)
+    return [
+        [{"text": text, "logprob": choice.scores[text], "choices": choice.scores} for text in choice.texts] for choice in made
+    ]
 
 
 def _write_lines(lines: list[dict[str, Any]], rows: list[list[dict[str, Any]]]) -> None:
@@ -310,10 +322,10 @@ def _as_one(texts: list[str], rows: list[list[dict[str, Any]]], details: bool) -
     return {"prompts": texts, "outputs": outputs, **({"answers": rows} if details else {})}
 
 
-def _tell_what_is_cut(predictor: "Predictor", texts: list[str], request: dict[str, Any]) -> None:
+def _tell_what_is_cut(predictor: "Predictor", texts: list[str], request: dict[str, Any], choices: Sequence[str] = ()) -> None:
     which = "first" if predictor.task is not None else "newest"
     for number, text in enumerate(texts, 1):
-        read, there = predictor.tokens_read(text, **request)
+        read, there = predictor.tokens_read(text, choices, **request)
         if read < there:
             name = f"prompt {number}" if len(texts) > 1 else "the prompt"
             _say(f"{name} has {there:,} tokens, more than fit into the context: the model reads the {which} {read:,}")

@@ -113,6 +113,22 @@ def test_json_is_one_object_and_stops_and_choices_hold(gptcore, predictor):
     assert done["answers"][0][0]["choices"] == pytest.approx(dict(zip([" sum", " of"], scores, strict=True)), abs=1e-4)
 
 
+def test_choices_are_drawn_with_a_temperature_as_often_as_there_are_samples(gptcore, predictor):
+    options = ("--choose", " sum", "--choose", " of", "--temperature", "20", "--samples", "5", "--seed", "3")
+    made = predictor.choose(["The", "Return"], [" sum", " of"], temperature=20.0, samples=5, seed=3)
+    assert len({text for choice in made for text in choice.texts}) == 2
+    done = json.loads(gptcore("generate", "The", "Return", *options, "--json").stdout)
+    assert done["outputs"] == [list(choice.texts) for choice in made]
+    assert done["answers"][1][4]["logprob"] == pytest.approx(made[1].scores[made[1].texts[4]], abs=1e-4)
+    shown = gptcore("generate", "The", "Return", *options).stdout.splitlines()
+    assert shown[::2] == [
+        f"{text}{said}" for text, choice in zip(("The", "Return"), made, strict=True) for said in choice.texts
+    ]
+    assert shown[1::2] == [f"sample {sample} of 5" for sample in (2, 3, 4, 5, 1, 2, 3, 4, 5)]
+    lines = gptcore("generate", "--jsonl", *options, stdin='{"prompt": "The"}\n{"prompt": "Return"}\n').stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [text for choice in made for text in choice.texts]
+
+
 def test_verbose_tells_the_speed_on_standard_error(gptcore):
     done = gptcore("generate", "The array", "--verbose", *OPTIONS)
     assert done.returncode == 0
@@ -138,6 +154,11 @@ def test_verbose_tells_the_speed_on_standard_error(gptcore):
         (("--jsonl",), '{"prompt": "a"}\n{"text": "b"}\n', "standard input, line 2 holds no prompt"),
         (("--jsonl",), '{"prompt": " "}\n', "standard input, line 1: the prompt is empty"),
         (("--choose", "", "The"), "", "a choice is empty"),
+        (("--choose", "a", "--choose", "a", "The"), "", "the choice 'a' is given twice"),
+        (("--choose", "a", "--top-k", "3", "--stop", "b", "The"), "", "stop, top_k: among given texts temperature,"),
+        (("--choose", "a", "--max-new-tokens", "3", "The"), "", "max_new_tokens: among given texts temperature,"),
+        (("--choose", "a", "--json", "--logprobs", "The"), "", "--logprobs are of tokens that are written"),
+        (("--max-new-tokens", "0", "The"), "", "max_new_tokens is 0"),
     ],
 )
 def test_bad_input_is_one_sentence(gptcore, arguments, stdin, said):
