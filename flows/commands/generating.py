@@ -1,16 +1,18 @@
 """generate and chat: a model at work in the terminal, on files and in pipes."""
 
+import io
 import json
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.common import Json, Model, Seed, folder_of
+from flows.commands.prompts import read_prompts
 from gptcore.errors import GptcoreError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ app = typer.Typer()
 _CHUNK = 256
 """Prompts that are answered before their lines are written."""
 
-NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", min=1, show_default=False)]
+NewTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.", show_default=False)]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw from the likeliest k tokens; 0: from all.")]
 TopP = Annotated[float, typer.Option(help="Draw from the smallest set of this probability.")]
@@ -57,8 +59,10 @@ def generate(
     jsonl = jsonl or (file is not None and file.suffix == ".jsonl")
     if logprobs and not (as_json or jsonl):
         raise GptcoreError("--logprobs go into JSON: add --json or --jsonl")
+    if logprobs and choose:
+        raise GptcoreError("--logprobs are of tokens that are written: --choose tells how likely every choice is without it")
     folder = folder_of(model)
-    lines = _prompts(prompts or [], file, jsonl)
+    lines = read_prompts(prompts or [], file, jsonl)
     texts = [line["prompt"] for line in lines]
     from gptcore.inference import Predictor, Request
 
@@ -66,16 +70,21 @@ def generate(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "stop": tuple(stop or ()), "samples": samples, "seed": seed,
     }  # fmt: skip
-    Request.of(**request)  # what makes no sense is said before the model is opened
+    asked = Request.of(**request)  # what makes no sense is said before the model is opened
+    if choose:
+        asked.check_choosing()
     predictor = Predictor(folder)
-    _tell_what_is_cut(predictor, texts, request)
+    _tell_what_is_cut(predictor, texts, request, choose or ())
     if not (as_json or jsonl):
-        _aloud(predictor, texts, request, choose, verbose)
+        _aloud(predictor, texts, request, choose or (), verbose)
         return
     started, tokens, outputs = time.perf_counter(), 0, []
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
-        rows = _chosen(predictor, chunk, choose) if choose else _answered(predictor, chunk, start, request, logprobs)
+        if choose:
+            rows = _chosen(predictor, chunk, choose, start, request)
+        else:
+            rows = _answered(predictor, chunk, start, request, logprobs)
         tokens += sum(answer.pop("new_tokens", 0) for answers in rows for answer in answers)
         if jsonl:
             _write_lines(lines[start:], rows)
@@ -83,7 +92,7 @@ def generate(
     if not jsonl:
         print(json.dumps(_as_one(texts, outputs, bool(logprobs or choose)), ensure_ascii=False))
     if verbose:
-        read = sum(predictor.tokens_read(text, **request)[0] for text in texts)
+        read = sum(predictor.tokens_read(text, choose or (), **request)[0] for text in texts)
         seconds = time.perf_counter() - started
         _say(f"{len(texts):,} prompts of {read:,} tokens; {tokens:,} new ones in {seconds:.2f} s: "
              f"{tokens / seconds:,.1f} tokens/s; {predictor.memory_mb():,.0f} MB")  # fmt: skip
@@ -108,24 +117,29 @@ def chat(
     Request.of(**request)
     predictor, interactive = Predictor(folder), sys.stdin.isatty()
     _say(f"{model} {_manner(predictor)} {_COMMANDS}")
-    so_far = ""
+    so_far, failed = "", False
     for turn, line in enumerate(_lines("> " if interactive else "")):
         if re.fullmatch(r"/[a-z]+", line):  # a path is no command
             if line == "/exit":
-                return
+                break
             so_far = "" if line == "/reset" else so_far
             _say({"/reset": "forgotten", "/help": _COMMANDS}.get(line, f"{line} is no command. {_COMMANDS}"))
             continue
         prompt = f"{so_far}{line}" if predictor.continues else line
-        _tell_what_is_cut(predictor, [prompt], request)
         try:
-            answer = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), verbose)
+            _tell_what_is_cut(predictor, [prompt], request)
+            (answer,) = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), request, verbose)
         except KeyboardInterrupt:
             if not interactive:
                 raise
             print()  # of the answer that was broken off nothing is remembered
-            continue
-        so_far = f"{prompt}{answer.text}\n"
+        except GptcoreError as error:  # of this line: the next one may be answered
+            _say(f"gptcore: {error}")
+            failed = True
+        else:
+            so_far = f"{prompt}{answer.text}\n"
+    if failed and not interactive:
+        raise typer.Exit(1)
 
 
 _COMMANDS = "/reset forgets what was said, /help tells the commands, /exit or Ctrl-D ends it."
@@ -140,67 +154,10 @@ def _manner(predictor: "Predictor") -> str:
     return f"was trained to {predictor.task['type']}: it answers each line for itself, as in training, and remembers none."
 
 
-# ------------------------------------------------------------------------------------------------------ prompts --
-
-
-def _prompts(prompts: list[str], file: Path | None, jsonl: bool) -> list[dict[str, Any]]:
-    """Every prompt as `{"prompt": …}`, with what else its line of JSON holds. Raises `GptcoreError` for one that is empty."""
-    if file is not None and prompts:
-        raise GptcoreError(f"prompts come from --file {file} or from the command line, not from both")
-    if prompts and prompts != ["-"]:
-        lines = [{"prompt": text} for text in prompts]
-    else:
-        path = None if file is None or str(file) == "-" else file
-        where, text = ("standard input", _standard_input()) if path is None else (str(path), _text_of(path))
-        if jsonl:
-            lines = [_record(line, where, number) for number, line in _filled_lines(text)]
-        elif file is not None:
-            lines = [{"prompt": line} for _, line in _filled_lines(text)]
-        else:
-            lines = [{"prompt": text.removesuffix("\n")}]
-    if not lines or not all(line["prompt"].strip() for line in lines):
-        raise GptcoreError("the prompt is empty: give a text, as an argument, in a file or on standard input")
-    return lines
-
-
-def _filled_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines with something in them, and their numbers from 1."""
-    return ((number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _record(line: str, where: str, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise GptcoreError(f'{where}, line {number} is not valid JSON ({error}): expected {{"prompt": "a text"}}') from error
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise GptcoreError(f'{where}, line {number} holds no prompt: expected {{"prompt": "a text"}}')
-    if not record["prompt"].strip():
-        raise GptcoreError(f"{where}, line {number}: the prompt is empty")
-    return record
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before it
-    except UnicodeDecodeError as error:
-        raise GptcoreError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
-    except OSError as error:
-        raise GptcoreError(f"cannot read the prompts in {path}: {error.strerror or error}") from error
-
-
-def _standard_input() -> str:
-    """All of it."""
-    if sys.stdin.isatty():
-        raise GptcoreError("there is no prompt: give a text as an argument, --file with one a line, or pipe one in")
-    try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise GptcoreError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
-
-
 def _lines(prompt: str) -> Iterator[str]:
-    """Lines that are not empty, until the end of standard input."""
+    """Lines that are not empty, until the end of standard input. Of bytes that are no UTF-8 the tokenizer tells."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input(prompt).strip()
@@ -213,39 +170,56 @@ def _lines(prompt: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------ answers --
 
 
-def _aloud(predictor: "Predictor", texts: list[str], request: dict[str, Any], choose: list[str] | None, verbose: bool) -> None:
-    """Answers for people: each as it comes, after its prompt where it goes on from that."""
-    chosen = _chosen(predictor, texts, choose) if choose else []
+def _aloud(predictor: "Predictor", texts: list[str], request: dict[str, Any], choose: Sequence[str], verbose: bool) -> None:
+    """Answers for people, after the prompt where they go on from it: the first as it comes, other samples when all ended."""
+    chosen = _chosen(predictor, texts, choose, 0, request) if choose else []
     for number, text in enumerate(texts):
-        for sample in range(1 if choose else request["samples"]):
-            if predictor.continues:
-                print(text, end="", flush=True)
-            if choose:
-                print(chosen[number][0]["text"])
-            else:
-                _shown(predictor, text, predictor.stream(text, number=number, sample=sample, **request), verbose)
+        before = text if predictor.continues else ""
+        if number:
+            _apart(1, request["samples"])
+        print(before, end="", flush=True)
+        if choose:
+            said = [answer["text"] for answer in chosen[number]]
+            print(said[0])
+        else:
+            pieces = predictor.stream(text, number=number, **request)
+            said = [answer.text for answer in _shown(predictor, text, pieces, request, verbose)]
+        for sample, answer in enumerate(said[1:], 2):
+            _apart(sample, len(said))
+            print(before + answer)
 
 
-def _shown(predictor: "Predictor", text: str, pieces: "Generator[str, None, Answer]", verbose: bool) -> "Answer":
-    """Print an answer while it comes, and how fast it came."""
+def _apart(sample: int, samples: int) -> None:
+    """The line before an answer where there are several to a prompt."""
+    from flows.terminal import Terminal
+
+    if samples > 1:
+        Terminal(sys.stdout).console.print(f"sample {sample} of {samples}", style="dim")
+
+
+def _shown(
+    predictor: "Predictor", text: str, pieces: "Generator[str, None, list[Answer]]", request: dict[str, Any], verbose: bool
+) -> "list[Answer]":
+    """Print an answer while it comes, and how fast all came."""
     started = time.perf_counter()
     first = 0.0
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
-            answer: Answer = end.value
+            answers: list[Answer] = end.value
             break
         first = first or time.perf_counter() - started
         print(piece, end="", flush=True)
     print()
     if verbose:
-        seconds, count = time.perf_counter() - started, len(answer.ids)
-        rate = f", {(count - 1) / (seconds - first):,.1f} tokens/s after it" if count > 1 and seconds > first else ""
-        read, _ = predictor.tokens_read(text)
+        seconds, count = time.perf_counter() - started, sum(len(answer.ids) for answer in answers)
+        after = count - len(answers)
+        rate = f", {after / (seconds - first):,.1f} tokens/s after it" if after > 0 and seconds > first else ""
+        read, _ = predictor.tokens_read(text, **request)
         _say(f"prompt of {read:,} tokens; first text after {first:.3f} s; {count:,} new tokens in {seconds:.2f} s{rate}; "
              f"{predictor.memory_mb():,.0f} MB")  # fmt: skip
-    return answer
+    return answers
 
 
 def _answered(
@@ -265,11 +239,14 @@ def _answered(
     return [[plain(answer) for answer in answers] for answers in predictor.answers(texts, first=first, **request)]
 
 
-def _chosen(predictor: "Predictor", texts: list[str], choices: list[str]) -> list[list[dict[str, Any]]]:
-    """The likeliest of the choices for every text, and how likely each is."""
-    scores = predictor.choice_scores(texts, choices).tolist()
-    found = [dict(zip(choices, row, strict=True)) for row in scores]
-    return [[{"text": max(row, key=row.__getitem__), "logprob": max(row.values()), "choices": row}] for row in found]
+def _chosen(
+    predictor: "Predictor", texts: list[str], choices: Sequence[str], first: int, request: dict[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """The choices that were made for every text, and how likely each was."""
+    made = predictor.choose(texts, choices, first=first, **request)
+    return [
+        [{"text": text, "logprob": choice.scores[text], "choices": choice.scores} for text in choice.texts] for choice in made
+    ]
 
 
 def _write_lines(lines: list[dict[str, Any]], rows: list[list[dict[str, Any]]]) -> None:
@@ -287,10 +264,10 @@ def _as_one(texts: list[str], rows: list[list[dict[str, Any]]], details: bool) -
     return {"prompts": texts, "outputs": outputs, **({"answers": rows} if details else {})}
 
 
-def _tell_what_is_cut(predictor: "Predictor", texts: list[str], request: dict[str, Any]) -> None:
+def _tell_what_is_cut(predictor: "Predictor", texts: list[str], request: dict[str, Any], choices: Sequence[str] = ()) -> None:
     which = "first" if predictor.task is not None else "newest"
     for number, text in enumerate(texts, 1):
-        read, there = predictor.tokens_read(text, **request)
+        read, there = predictor.tokens_read(text, choices, **request)
         if read < there:
             name = f"prompt {number}" if len(texts) > 1 else "the prompt"
             _say(f"{name} has {there:,} tokens, more than fit into the context: the model reads the {which} {read:,}")

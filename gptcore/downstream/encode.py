@@ -26,6 +26,23 @@ def prompt_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
     return _prompt(tokenizer, tokenizer.encode(text), room)
 
 
+def chat_template(symbols: Mapping[str, str]) -> str:
+    """What `prompt_ids` puts around a text, as a chat template (Jinja) of transformers; after an answer comes its end.
+
+    `symbols`: how begin, end, system, user and assistant are written. A template cannot say that a long text is cut so that its
+    answer fits, and of a text that spells a symbol it makes one, unless `apply_chat_template` is asked for
+    `sanitize_control_tokens=True`.
+    """
+    written = {name: json.dumps(symbol, ensure_ascii=False) for name, symbol in symbols.items()}
+    roles = ", ".join(f"'{role}': {written[role]}" for role in ("system", "user", "assistant"))
+    return (
+        f"{{% set roles = {{{roles}}} %}}{{{{ {written['begin']} }}}}"
+        "{% for message in messages %}{{ roles[message['role']] + message['content'] }}"
+        f"{{% if message['role'] == 'assistant' %}}{{{{ {written['end']} }}}}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ roles['assistant'] }}{% endif %}"
+    )
+
+
 def answer_room(tokenizer: Tokenizer, task: Mapping[str, Any]) -> int:
     """Tokens that the longest answer of a task (`task.json`) takes, its end included."""
     if task["type"] == "classify":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from gptcore.artifacts import write_json
+from gptcore.downstream import answer_room, chat_template, prompt_ids
 from gptcore.errors import ModelFormatError
 from gptcore.inference.generate import generate
 from gptcore.model import GPT, LoadedModel, load_model, save_model
@@ -44,8 +46,9 @@ def export(folder: Path, target: Path, card: str = "") -> dict[str, Any]:
         architecture = export_model(loaded.model, partial, symbols)
         export_tokenizer(folder / "tokenizer", partial)
         found = {"architecture": architecture.name, **compare(loaded, partial)}
+        found["prompts_compared"] = _add_template(loaded, partial)
         write_json(partial / PARITY, found)
-        (partial / "README.md").write_text(_readme(loaded, card), encoding="utf-8")
+        (partial / "README.md").write_text(_readme(loaded, card, bool(found["prompts_compared"])), encoding="utf-8")
     return found
 
 
@@ -119,6 +122,33 @@ def _same_ids(ours: Tokenizer, theirs: Any, texts: Sequence[str]) -> int:
     return len(texts)
 
 
+def _add_template(loaded: LoadedModel, folder: Path) -> int:
+    """Put the prompt of tasks into `tokenizer_config.json` as a chat template; returns in how many texts it was compared.
+
+    A base without roles has none, and one that came with a template keeps that. Nor is there one where a tokenizer reads a text
+    otherwise after a symbol, as those do that put a space before the first word only: 0.
+    """
+    import transformers
+
+    ours, file = loaded.tokenizer, folder / "tokenizer_config.json"
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    speaks = ours.user_id != ours.begin_id and not theirs.chat_template
+    if loaded.model.config.objective == "masked" or not (loaded.task or speaks):
+        return 0
+    ids = {"begin": ours.begin_id, "end": ours.end_id, "system": ours.system_id, "user": ours.user_id}
+    ids["assistant"] = ours.assistant_id
+    template = chat_template({name: theirs.convert_ids_to_tokens(token) for name, token in ids.items()})
+    asked = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
+    same = all(
+        theirs.apply_chat_template([{"role": "user", "content": text}], **asked) == prompt_ids(ours, text, sys.maxsize)
+        for text in _TEXTS
+    )
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)  # one that an imported tokenizer came with is not what the task was learned with
+    write_json(file, {**settings, "chat_template": template} if same else settings)
+    return len(_TEXTS) if same else 0
+
+
 def _same_continuations(model: GPT, theirs: Any, prompts: torch.Tensor) -> int:
     room = min(_NEW_TOKENS, model.config.context - prompts.shape[1])
     ours = generate(model, prompts.tolist(), max_new_tokens=room)
@@ -136,7 +166,7 @@ def _same_continuations(model: GPT, theirs: Any, prompts: torch.Tensor) -> int:
     return room * len(ours)
 
 
-def _readme(loaded: LoadedModel, card: str) -> str:
+def _readme(loaded: LoadedModel, card: str, chats: bool) -> str:
     """The model card, with the lines at its beginning that hubs read."""
     masked = loaded.model.config.objective == "masked"
     kind, auto = ("fill-mask", "AutoModelForMaskedLM") if masked else ("text-generation", "AutoModelForCausalLM")
@@ -155,11 +185,22 @@ tags: [gptcore]
 from transformers import {auto}, AutoTokenizer
 
 model, tokenizer = {auto}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-```
+{_asking(loaded) if chats else ""}```
 
 `{PARITY}` says how it was compared with the model that it was exported from. Its settings:
 
 ```json
 {json.dumps(shape)}
 ```
+"""
+
+
+def _asking(loaded: LoadedModel) -> str:
+    """Lines that ask the model."""
+    learned = "" if loaded.task else "  # put around texts in fine-tuning; a base has not learned it"
+    room = answer_room(loaded.tokenizer, loaded.task) if loaded.task else 64
+    return f"""
+prompt = [{{"role": "user", "content": "A text of yours."}}]{learned}
+ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens={room})[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 """

@@ -13,10 +13,10 @@ from pydantic import field_validator
 
 from gptcore.config.section import Count
 from gptcore.downstream import prompt_ids
-from gptcore.errors import GptcoreError
+from gptcore.errors import GptcoreError, SettingsError
 from gptcore.inference.generate import fill, stream
 from gptcore.inference.rows import prefill
-from gptcore.inference.sampling import Sampling
+from gptcore.inference.sampling import Sampling, draw, random_stream
 from gptcore.inference.writing import Writing
 from gptcore.model import load_model
 from gptcore.model.folder import fastest_dtype, pick_device
@@ -47,6 +47,13 @@ class Request(Sampling):
             raise ValueError("a text to stop at has one character or more")
         return stop
 
+    def check_choosing(self) -> None:
+        """Raises `SettingsError` for what says nothing to a choice among given texts."""
+        if others := sorted(self.model_dump(exclude_defaults=True).keys() - {"temperature", "samples", "seed"}):
+            raise SettingsError(
+                f"{', '.join(others)}: among given texts temperature, samples and seed alone decide; leave out the rest"
+            )
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -63,6 +70,16 @@ class Answer:
     def logprob(self) -> float:
         """Of the whole."""
         return sum(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model chose among given texts."""
+
+    texts: tuple[str, ...]
+    """One for each sample."""
+    scores: dict[str, float]
+    """Log-likelihood of every text that it could have chosen, in nats."""
 
 
 class Predictor:
@@ -104,43 +121,40 @@ class Predictor:
 
         return _by_length(prompts, work, max(1, _ROWS // asked.samples))
 
-    def stream(self, text: str, *, number: int = 0, sample: int = 0, **request: Any) -> Generator[str, None, Answer]:
-        """The answer to one text in growing pieces, and as a whole in the end: that of the sample of this number to the text of
-        this number in `answers`. Whole characters only, and nothing that could be the beginning of a stop."""
+    def stream(self, text: str, *, number: int = 0, **request: Any) -> Generator[str, None, list[Answer]]:
+        """The answers that `answers` gives to the text of this number, in the end; until then the first one in growing pieces.
+        Whole characters only, and nothing that could be the beginning of a stop."""
         asked = Request.of(**request)
         if not self.draws:
             answer = Answer(self._read([text])[0])
             yield answer.text
-            return answer
-        (answer,) = yield from self._write(
-            [self.prompt(text, self._room(asked))], [number], asked, range(sample, sample + 1), aloud=True
-        )
-        return answer
+            return [answer] * asked.samples
+        return (yield from self._write([self.prompt(text, self._room(asked))], [number], asked, aloud=True))
 
     def _write(
-        self, prompts: list[list[int]], numbers: list[int], asked: Request, samples: range | None = None, aloud: bool = False
+        self, prompts: list[list[int]], numbers: list[int], asked: Request, aloud: bool = False
     ) -> Generator[str, None, list[Answer]]:
-        """Answer prompts side by side; `aloud`: yield the pieces, which only makes sense for one row."""
-        samples = samples or range(asked.samples)
+        """Answer prompts side by side, each encoded once for all its samples; `aloud`: yield the pieces of the first answer."""
         decode, ended = self.loaded.tokenizer.decode, set[int]()
-        writings = [Writing(decode, asked.stop) for _ in range(len(prompts) * len(samples))]
+        writings = [Writing(decode, asked.stop) for _ in range(len(prompts) * asked.samples)]
         logprobs: list[list[float]] = [[] for _ in writings]
         for step in stream(
             self.loaded.model, prompts, asked, max_new_tokens=self._room(asked), stop_ids=self._stops(),
-            numbers=numbers, samples=samples, ended=ended,
+            numbers=numbers, samples=range(asked.samples), ended=ended,
         ):  # fmt: skip
             for row, token, logprob in step:
                 writings[row].ids.append(token)
                 logprobs[row].append(logprob)
-                piece = writings[row].read() if aloud or asked.stop else ""
+                shown = aloud and row == 0
+                piece = writings[row].read() if shown or asked.stop else ""
                 if writings[row].stopped:
                     ended.add(row)
-                if aloud and piece:
+                if shown and piece:
                     yield piece
         answers = []
         for row, writing in enumerate(writings):
             rest = writing.finish()
-            if aloud and rest:
+            if aloud and row == 0 and rest:
                 yield rest
             reason: Any = "stop" if writing.stopped else "end" if row in ended else "length"
             ids = tuple(writing.ids)
@@ -159,6 +173,26 @@ class Predictor:
         assert self.task is not None
         return self.choice_scores(texts, self.task["labels"])
 
+    def choose(self, texts: Sequence[str], choices: Sequence[str], *, first: int = 0, **request: Any) -> list[Choice]:
+        """Which of `choices` answers each text: the likeliest, or with a temperature `samples` draws from
+        softmax(log-likelihood / temperature). `first`: number of the first text, of which the draws are made.
+
+        Raises `GptcoreError` as `choice_scores` does, for a choice that is given twice, and for other ways to draw.
+        """
+        asked = Request.of(**request)
+        asked.check_choosing()
+        if twice := next((choice for at, choice in enumerate(choices) if choice in choices[:at]), None):
+            raise GptcoreError(f"the choice {twice[:40]!r} is given twice: give every text once")
+        scores = self.choice_scores(texts, choices)
+        logits = torch.tensor(scores, device="cpu").repeat_interleave(asked.samples, 0)  # (texts x samples, choices)
+        numbers, samples = range(first, first + len(texts)), range(asked.samples)
+        randoms = [random_stream(asked.seed, number, sample) for number in numbers for sample in samples]
+        drawn = draw(logits, asked, randoms).reshape(len(texts), asked.samples).tolist()
+        return [
+            Choice(tuple(choices[index] for index in row), dict(zip(choices, likely, strict=True)))
+            for row, likely in zip(drawn, scores.tolist(), strict=True)
+        ]
+
     @torch.no_grad()
     def choice_scores(self, texts: Sequence[str], choices: Sequence[str]) -> npt.NDArray[np.float64]:
         """Log-likelihood of every one of `choices` as the answer to every text: (texts, choices), in nats.
@@ -168,20 +202,24 @@ class Predictor:
         """
         if self._objective == "masked":
             raise GptcoreError("a masked model fills in what is hidden and chooses among no continuations")
-        tokenizer = self.loaded.tokenizer
-        ending = [] if self.task is None else [tokenizer.end_id]
-        answers = [[*tokenizer.encode(choice), *ending] for choice in choices]
-        room = max((len(answer) for answer in answers), default=0)
-        if not all(choices) or not choices:
-            raise GptcoreError("a choice is empty: give every text that the answer may be")
-        if room > self._context - 4:
-            longest = choices[max(range(len(answers)), key=lambda index: len(answers[index]))]
-            raise GptcoreError(
-                f"the choice {longest[:40]!r} of {room} tokens leaves no room for a prompt in a context of {self._context}"
-            )
-        prompts = [self.prompt(text, room) for text in texts]
+        answers = self._spelled(choices)
+        prompts = [self.prompt(text, max(map(len, answers))) for text in texts]
         rows = _by_length(prompts, lambda numbers: self._score([prompts[number] for number in numbers], answers))
         return np.array(rows, dtype=np.float64).reshape(len(texts), len(choices))
+
+    def _spelled(self, choices: Sequence[str]) -> list[list[int]]:
+        """The ids of every choice."""
+        if not all(choices) or not choices:
+            raise GptcoreError("a choice is empty: give every text that the answer may be")
+        ending = [] if self.task is None else [self.loaded.tokenizer.end_id]
+        answers = [[*self.loaded.tokenizer.encode(choice), *ending] for choice in choices]
+        longest = max(range(len(answers)), key=lambda index: len(answers[index]))
+        if (room := len(answers[longest])) > self._context - 4:
+            raise GptcoreError(
+                f"the choice {choices[longest][:40]!r} of {room} tokens leaves no room for a prompt in a context of "
+                f"{self._context}"
+            )
+        return answers
 
     def _score(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
         """(prompts, answers): each prompt is encoded once, each answer then read after it."""
@@ -212,13 +250,14 @@ class Predictor:
         kept = max(1, context - room) if room < context else context // 2
         return [tokenizer.begin_id, *(tokenizer.encode(text)[-kept + 1 :] if kept > 1 else []), *asking]
 
-    def tokens_read(self, text: str, **request: Any) -> tuple[int, int]:
+    def tokens_read(self, text: str, choices: Sequence[str] = (), **request: Any) -> tuple[int, int]:
         """How many tokens of a text the model reads, and how many there are; of a longer one a base reads the newest and a task
-        model the first, so that the answer fits into the context too."""
-        tokenizer, room = self.loaded.tokenizer, self._room(Request.of(**request))
-        there = len(tokenizer.encode(text))
-        if not self.draws:
+        model the first, so that the answer, be it the longest of `choices`, fits into the context too."""
+        there = len(self.loaded.tokenizer.encode(text))
+        if self._objective == "masked":
             return there, there
+        choices = choices or ([] if self.draws or self.task is None else self.task["labels"])
+        room = max(map(len, self._spelled(choices))) if choices else self._room(Request.of(**request))
         around = len(self.prompt("", room))
         return len(self.prompt(text, room)) - around, there
 

@@ -63,6 +63,19 @@ def test_what_is_left_out_is_said(explain):
     assert result.stdout.decode().startswith("explain.html: ")
 
 
+def test_a_model_in_eight_bits_is_explained_without_attributions(explain, model, tmp_path):
+    from gptcore.inference.export import export_int8
+
+    export_int8(model, tmp_path / "int8")
+    said = told(explain("The array sorts.", of=tmp_path / "int8"))
+    assert said == "gptcore: weights in eight bits have no gradients: take --points 0, or the model that they were made of"
+    assert not (tmp_path / "explain.html").exists()
+    result = explain("The array sorts.", "--points", "0", "--json", of=tmp_path / "int8")
+    assert result.returncode == 0, result.stderr.decode()
+    assert not any(token.get("carried") for token in json.loads(result.stdout)["tokens"])
+    assert (tmp_path / "explain.html").is_file()
+
+
 def test_mistakes_end_in_one_sentence(explain, tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     assert "the text is empty" in told(explain(stdin=b"\n"))

@@ -49,7 +49,7 @@ def gptcore(tmp_path, folder, monkeypatch, capsys):
 
     def run(command, *arguments, stdin="", model=folder):
         monkeypatch.setattr(sys, "argv", ["gptcore", command, str(model), *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape"))))
         try:
             main()
         except SystemExit as end:
@@ -68,6 +68,17 @@ def test_prompts_come_as_arguments_lines_of_a_file_or_standard_input(gptcore, pr
     (one,) = predictor.predict(["two\nlines"], **FEW)
     assert gptcore("generate", *OPTIONS, stdin="two\nlines\n").stdout == f"two\nlines{one}\n"
     assert gptcore("generate", "-", *OPTIONS, stdin="two\nlines\n").stdout == f"two\nlines{one}\n"
+
+
+def test_samples_are_told_apart_where_there_are_several(gptcore, predictor):
+    texts = ["The array", "Return"]
+    (a, b), (c, d) = predictor.answers(texts, samples=2, **FEW)
+    expected = (
+        f"The array{a.text}\nsample 2 of 2\nThe array{b.text}\nsample 1 of 2\nReturn{c.text}\nsample 2 of 2\nReturn{d.text}\n"
+    )
+    done = gptcore("generate", *texts, "--samples", "2", "--verbose", *OPTIONS)
+    assert done.stdout == expected
+    assert done.stderr.count(f"{len(a.ids) + len(b.ids)} new tokens in ") == 2
 
 
 def test_json_lines_come_in_and_go_out_with_what_else_they_hold(gptcore, predictor, tmp_path):
@@ -102,6 +113,22 @@ def test_json_is_one_object_and_stops_and_choices_hold(gptcore, predictor):
     assert done["answers"][0][0]["choices"] == pytest.approx(dict(zip([" sum", " of"], scores, strict=True)), abs=1e-4)
 
 
+def test_choices_are_drawn_with_a_temperature_as_often_as_there_are_samples(gptcore, predictor):
+    options = ("--choose", " sum", "--choose", " of", "--temperature", "20", "--samples", "5", "--seed", "3")
+    made = predictor.choose(["The", "Return"], [" sum", " of"], temperature=20.0, samples=5, seed=3)
+    assert len({text for choice in made for text in choice.texts}) == 2
+    done = json.loads(gptcore("generate", "The", "Return", *options, "--json").stdout)
+    assert done["outputs"] == [list(choice.texts) for choice in made]
+    assert done["answers"][1][4]["logprob"] == pytest.approx(made[1].scores[made[1].texts[4]], abs=1e-4)
+    shown = gptcore("generate", "The", "Return", *options).stdout.splitlines()
+    assert shown[::2] == [
+        f"{text}{said}" for text, choice in zip(("The", "Return"), made, strict=True) for said in choice.texts
+    ]
+    assert shown[1::2] == [f"sample {sample} of 5" for sample in (2, 3, 4, 5, 1, 2, 3, 4, 5)]
+    lines = gptcore("generate", "--jsonl", *options, stdin='{"prompt": "The"}\n{"prompt": "Return"}\n').stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [text for choice in made for text in choice.texts]
+
+
 def test_verbose_tells_the_speed_on_standard_error(gptcore):
     done = gptcore("generate", "The array", "--verbose", *OPTIONS)
     assert done.returncode == 0
@@ -127,6 +154,11 @@ def test_verbose_tells_the_speed_on_standard_error(gptcore):
         (("--jsonl",), '{"prompt": "a"}\n{"text": "b"}\n', "standard input, line 2 holds no prompt"),
         (("--jsonl",), '{"prompt": " "}\n', "standard input, line 1: the prompt is empty"),
         (("--choose", "", "The"), "", "a choice is empty"),
+        (("--choose", "a", "--choose", "a", "The"), "", "the choice 'a' is given twice"),
+        (("--choose", "a", "--top-k", "3", "--stop", "b", "The"), "", "stop, top_k: among given texts temperature,"),
+        (("--choose", "a", "--max-new-tokens", "3", "The"), "", "max_new_tokens: among given texts temperature,"),
+        (("--choose", "a", "--json", "--logprobs", "The"), "", "--logprobs are of tokens that are written"),
+        (("--max-new-tokens", "0", "The"), "", "max_new_tokens is 0"),
     ],
 )
 def test_bad_input_is_one_sentence(gptcore, arguments, stdin, said):
@@ -176,3 +208,24 @@ def test_a_task_model_answers_each_line_as_in_training(gptcore, predictor, folde
     (said,) = Predictor(tmp_path / "task", "cpu").predict(["The array"])
     assert done.stdout == f"{said}\n{said}\n"
     assert "was trained to summarize: it answers each line for itself" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def masked(tiny, tmp_path_factory):
+    tokenizer = tiny.tokenizer / "tokenizer"
+    folder = tmp_path_factory.mktemp("masked")
+    save_model(folder, GPT(tiny.model(objective="masked"), Tokenizer.load(tokenizer).vocabulary).initialise(0), tokenizer)
+    return folder
+
+
+def test_a_line_that_cannot_be_answered_is_one_sentence_and_the_conversation_goes_on(gptcore, masked):
+    lines = ("the array of", "no \udcff UTF-8", "the <|mask|> of", "/reset")
+    done = gptcore("chat", stdin="\n".join(lines), model=masked)
+    (filled,) = Predictor(masked, "cpu").predict([lines[2]])
+    assert done.stdout == f"{filled}\n"
+    assert "\ngptcore: nothing is hidden in the text: write <|mask|>" in done.stderr
+    assert "\ngptcore: character 4 is half a surrogate pair (U+DCFF), which has no UTF-8" in done.stderr
+    assert done.stderr.endswith("forgotten\n")
+    assert done.returncode == 1
+    assert gptcore("chat", stdin="\n".join((lines[0], "/exit")), model=masked).returncode == 1
+    assert gptcore("chat", stdin=lines[2], model=masked).returncode == 0

@@ -19,9 +19,11 @@ from gptcore.inference import Predictor
 from gptcore.inference.attribution import attribute, scores
 from gptcore.inference.explain import explain, open_model
 from gptcore.inference.explain_page import explanation_page, quantised
+from gptcore.inference.export import export_int8
 from gptcore.inference.reading import whole_characters
 from gptcore.model import GPT, save_model
 from gptcore.model.inputs import Inputs
+from gptcore.model.quantisation import rounded
 from gptcore.model.transformer import attention_weights
 from gptcore.tokens import Tokenizer
 from gptcore.tokens.objectives import IGNORED, Symbols
@@ -289,6 +291,27 @@ def test_a_task_reads_the_beginning_of_what_is_too_long_as_in_training(opened):
     found = explain(opened(CLASSIFY), "word " * 200, points=0)
     assert len(found.ids) <= 64
     assert "of which the task reads the first" in found.left_out[0]
+
+
+@pytest.mark.parametrize(("task", "objective"), [(None, "causal"), (None, "masked"), (CLASSIFY, "causal")])
+def test_weights_in_eight_bits_are_explained_without_attributions(written, tmp_path, task, objective):
+    folder = written(task, objective=objective)
+    export_int8(folder, tmp_path / "int8")
+    small, large = open_model(tmp_path / "int8"), open_model(folder)
+    with torch.no_grad():
+        for weight in large.model.parameters():
+            if weight.dim() == 2:
+                whole, scale = rounded(weight)
+                weight.copy_(whole * scale[:, None])
+    found, expected = (explain(loaded, TEXT, points=0) for loaded in (small, large))
+    assert [each.bits for each in found.predictions.values()] == pytest.approx(
+        [each.bits for each in expected.predictions.values()], rel=1e-3
+    )
+    assert [label.label for label in found.labels] == [label.label for label in expected.labels]
+    assert not any(each.carried for each in (*found.predictions.values(), *found.labels))
+    np.testing.assert_allclose(found.attention, expected.attention, atol=1e-3)
+    with pytest.raises(GptcoreError, match="weights in eight bits have no gradients: take --points 0, or the model that"):
+        explain(small, TEXT)
 
 
 def test_an_empty_text_is_a_clear_error(opened):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from gptcore.errors import GptcoreError, SettingsError
 from gptcore.inference import Predictor
@@ -46,15 +47,26 @@ def finished(stream):
             return pieces, end.value
 
 
-def test_a_stream_is_the_answer_of_a_batch(base):
+def test_a_stream_ends_with_the_answers_of_a_batch_and_its_pieces_are_the_first(base):
     together = base.answers(TEXTS, samples=3, **DRAWN)
     for number, text in enumerate(TEXTS):
-        for sample in range(3):
-            pieces, answer = finished(base.stream(text, number=number, sample=sample, **DRAWN))
-            assert "".join(pieces) == answer.text == together[number][sample].text
-            assert answer.ids == together[number][sample].ids
-            np.testing.assert_allclose(answer.logprobs, together[number][sample].logprobs, atol=1e-9)
+        pieces, answers = finished(base.stream(text, number=number, samples=3, **DRAWN))
+        assert "".join(pieces) == answers[0].text
+        for answer, expected in zip(answers, together[number], strict=True):
+            assert (answer.text, answer.ids) == (expected.text, expected.ids)
+            np.testing.assert_allclose(answer.logprobs, expected.logprobs, atol=1e-9)
     assert len({answer.text for answers in together for answer in answers}) == 9
+
+
+def test_the_first_of_several_samples_is_streamed_and_the_prompt_encoded_once(base):
+    read = []
+    embedding = base.loaded.model.embedding.register_forward_hook(lambda _module, given, _output: read.append(given[0].numel()))
+    stream = base.stream(TEXTS[0], samples=3, max_new_tokens=4)
+    next(stream)
+    assert len(read) <= 2, "it comes while the others are being written"
+    finished(stream)
+    embedding.remove()
+    assert read == [len(base.prompt(TEXTS[0], 4)), 3, 3, 3]
 
 
 def test_an_answer_does_not_depend_on_how_many_are_asked_for_together(base):
@@ -76,7 +88,7 @@ def test_an_answer_ends_before_a_stop_text_that_may_span_tokens(base):
     ((answer,),) = base.answers(TEXTS[:1], stop=(stop,), **DRAWN)
     assert (answer.text, answer.ended) == (expected, "stop")
     assert len(answer.ids) == len(answer.logprobs)
-    pieces, streamed = finished(base.stream(TEXTS[0], stop=(stop,), **DRAWN))
+    pieces, (streamed,) = finished(base.stream(TEXTS[0], stop=(stop,), **DRAWN))
     assert "".join(pieces) == expected
     assert streamed == answer
 
@@ -103,6 +115,40 @@ def test_a_choice_is_as_likely_as_its_tokens_after_the_prompt(base):
             assert score == pytest.approx(sum(float(likely[at, token]) for at, token in enumerate(ids)), abs=1e-4)
 
 
+CHOICES = [" of the", " sum", " matrix"]
+
+
+def test_the_likeliest_choice_is_made_and_with_a_temperature_they_are_drawn_by_their_share(base):
+    scores = base.choice_scores(TEXTS, CHOICES)
+    greedy = base.choose(TEXTS, CHOICES)
+    assert [choice.texts for choice in greedy] == [(CHOICES[best],) for best in scores.argmax(-1)]
+    assert [list(choice.scores.values()) for choice in greedy] == scores.tolist()
+    temperature, count = 3 * float(np.ptp(scores)), 4000
+    for choice, row in zip(base.choose(TEXTS, CHOICES, temperature=temperature, samples=count), scores, strict=True):
+        shares = np.exp(row / temperature) / np.exp(row / temperature).sum()
+        assert chisquare([choice.texts.count(text) for text in CHOICES], shares * count).pvalue > 1e-4
+        assert shares.max() / shares.min() > 1.2, "a draw in equal shares would be told apart"
+
+
+def test_a_choice_is_drawn_by_seed_prompt_and_sample_alone(base):
+    asked = {"temperature": 20.0, "samples": 20}
+    together = base.choose(TEXTS, CHOICES, **asked)
+    assert [base.choose([text], CHOICES, first=at, **asked)[0].texts for at, text in enumerate(TEXTS)] == [
+        choice.texts for choice in together
+    ]
+    assert base.choose(TEXTS[:1], CHOICES, temperature=20.0, samples=7)[0].texts == together[0].texts[:7]
+    assert base.choose(TEXTS[:1], CHOICES, seed=1, **asked)[0].texts != together[0].texts
+    assert base.choose(TEXTS[:1], CHOICES, first=1, **asked)[0].texts != together[0].texts
+
+
+def test_other_ways_to_draw_are_refused_beside_choices(base):
+    for other in ({"top_k": 2}, {"stop": ("a",)}, {"max_new_tokens": 3}, {"repetition_penalty": 2.0}):
+        with pytest.raises(SettingsError, match=f"^{next(iter(other))}: among given texts temperature, samples and seed alone"):
+            base.choose(TEXTS, CHOICES, **other)
+    with pytest.raises(GptcoreError, match="the choice ' sum' is given twice: give every text once"):
+        base.choose(TEXTS, [*CHOICES, " sum"])
+
+
 def test_a_choice_that_cannot_be_made_is_one_sentence(base):
     for choices, said in (([], "a choice is empty"), (["a", ""], "a choice is empty"), (["word " * 60], "leaves no room")):
         with pytest.raises(GptcoreError, match=said):
@@ -114,7 +160,7 @@ def test_a_labeller_answers_with_the_likeliest_label_streamed_or_not(folder_of):
     predictor = Predictor(folder_of(task), "cpu")
     labels = [task["labels"][best] for best in predictor.label_scores(TEXTS).argmax(-1)]
     assert predictor.predict(TEXTS) == labels
-    assert [finished(predictor.stream(text))[1].text for text in TEXTS] == labels
+    assert [finished(predictor.stream(text))[1][0].text for text in TEXTS] == labels
     assert predictor.predict(TEXTS[:1], samples=2) == labels[:1] * 2
 
 
@@ -126,6 +172,11 @@ def test_of_a_long_text_a_base_reads_the_end_and_a_task_model_the_beginning(fold
     task = Predictor(folder_of({"type": "summarize", "name": "s", "max_new_tokens": 8}), "cpu")
     read, there = task.tokens_read(text)
     assert task.prompt(text, 8)[2:-1] == base.loaded.tokenizer.encode(text)[:read]
+    choices = ["a", "array of values"]
+    read, there = base.tokens_read(text, choices)
+    assert there > read == base.loaded.model.config.context - 1 - len(base.loaded.tokenizer.encode(choices[1]))
+    labeller = Predictor(folder_of({"type": "classify", "name": "topic", "labels": choices}), "cpu")
+    assert labeller.tokens_read(text) == (read - 3, there), "beside two roles and the end of the label"
     assert base.tokens_read("The", max_new_tokens=8)[0] == base.tokens_read("The", max_new_tokens=8)[1]
 
 
