@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gptcore.config.section import Count, Positive, Section, Share
+from gptcore.config.section import Count, Later, Positive, Section, Share
 
 
 class ModelConfig(Section):
@@ -59,6 +59,8 @@ class ModelConfig(Section):
     """Bias vectors in linear layers."""
     qkv_biases: bool | None = None
     """Bias vectors of queries, keys and values. Unset: as `biases`."""
+    ffn_biases: Annotated[bool | None, Later] = None
+    """Bias vectors of the feed-forward network. Unset: as `biases`."""
     tied: bool = True
     """The head that predicts shares its matrix with the token embedding."""
     head_transform: bool = False
@@ -123,6 +125,11 @@ class ModelConfig(Section):
     def biases_of_queries(self) -> bool:
         """Whether queries, keys and values have bias vectors."""
         return self.biases if self.qkv_biases is None else self.qkv_biases
+
+    @property
+    def biases_of_ffn(self) -> bool:
+        """Whether the feed-forward network has bias vectors."""
+        return self.biases if self.ffn_biases is None else self.ffn_biases
 
     def window(self, block: int) -> int | None:
         """Tokens that the block of this number sees; None for all."""

@@ -196,12 +196,12 @@ NEO = Architecture(
 
 
 def _read_neox(theirs: Theirs) -> dict[str, Any]:
-    _only(theirs, attention_bias=True)
     return {
-        **_rope({"rotary_pct": 0.25, **theirs}), "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
+        **_rope({"rotary_pct": 0.25, **theirs}), **_biases(theirs.get("attention_bias", True), True),
+        "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
         "heads": theirs["num_attention_heads"], "context": theirs["max_position_embeddings"],
         "ffn_width": theirs["intermediate_size"], "norm": "layer", "norm_epsilon": theirs.get("layer_norm_eps", 1e-5),
-        "activation": _activation({"hidden_act": "gelu", **theirs}, "hidden_act"), "qk_norm": False, "biases": True,
+        "activation": _activation({"hidden_act": "gelu", **theirs}, "hidden_act"), "qk_norm": False,
         "tied": theirs.get("tie_word_embeddings", False),
         "residual": "parallel" if theirs.get("use_parallel_residual", True) else "pre",
     }  # fmt: skip
@@ -211,7 +211,8 @@ def _write_neox(ours: ModelConfig) -> dict[str, Any]:
     return {
         "num_hidden_layers": ours.layers, "hidden_size": ours.width, "num_attention_heads": ours.heads,
         "max_position_embeddings": ours.context, "intermediate_size": ours.inner_width, "layer_norm_eps": ours.norm_epsilon,
-        "hidden_act": _THEIR_ACTIVATION.get(ours.activation), "tie_word_embeddings": ours.tied, "attention_bias": True,
+        "hidden_act": _THEIR_ACTIVATION.get(ours.activation), "tie_word_embeddings": ours.tied,
+        "attention_bias": ours.biases,
         "use_parallel_residual": ours.residual == "parallel", "hidden_dropout": ours.dropout, "attention_dropout": 0.0,
         "rope_parameters": {
             "rope_type": "default", "rope_theta": ours.rope_theta, "partial_rotary_factor": ours.rotary_share,
@@ -302,11 +303,34 @@ ROBERTA = Architecture(
 )  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- Llama and Qwen3 --
+# ---------------------------------------------------------------------------------------- Llama, Mistral and Qwen --
 
 
 def _read_llama(theirs: Theirs) -> dict[str, Any]:
-    _only(theirs, attention_bias=False, mlp_bias=False, hidden_act="silu", use_sliding_window=False)
+    return {
+        **_read_modern(theirs), **_biases(theirs.get("attention_bias", False), theirs.get("mlp_bias", False)),
+    }  # fmt: skip
+
+
+def _read_mistral(theirs: Theirs) -> dict[str, Any]:
+    _only(theirs, layer_types=None)  # transformers has other classes for those whose blocks differ
+    return {**_read_modern({"num_key_value_heads": 8, **theirs}), "windows": (theirs.get("sliding_window", 4096),)}
+
+
+def _read_qwen2(theirs: Theirs) -> dict[str, Any]:
+    return {**_read_modern(theirs), "windows": _read_windows(theirs), "qkv_biases": True}
+
+
+def _read_qwen3(theirs: Theirs) -> dict[str, Any]:
+    return {
+        **_read_modern({"head_dim": 128, **theirs}), **_biases(theirs.get("attention_bias", False), False),
+        "windows": _read_windows(theirs), "qk_norm": True,
+    }  # fmt: skip
+
+
+def _read_modern(theirs: Theirs) -> dict[str, Any]:
+    """What all of them have."""
+    _only(theirs, hidden_act="silu")
     return {
         **_rope(theirs), "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
         "heads": theirs["num_attention_heads"], "kv_heads": theirs.get("num_key_value_heads"),
@@ -316,21 +340,54 @@ def _read_llama(theirs: Theirs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_qwen3(theirs: Theirs) -> dict[str, Any]:
-    return {**_read_llama({"head_dim": 128, **theirs}), "qk_norm": True}
+def _biases(attention: bool, ffn: bool) -> dict[str, Any]:
+    return {"biases": attention} if attention == ffn else {"biases": attention, "ffn_biases": ffn}
 
 
-def _write_llama(ours: ModelConfig) -> dict[str, Any]:
+def _read_windows(theirs: Theirs) -> tuple[int | None, ...]:
+    """Of Qwen's blocks, which it names one by one or by the number of those that see all."""
+    window = theirs.get("sliding_window", 4096) if theirs.get("use_sliding_window") else None
+    layers, whole = theirs["num_hidden_layers"], theirs.get("max_window_layers", 28)
+    kinds = theirs.get("layer_types") or [_SLIDING if block >= whole else _FULL for block in range(layers)]
+    if len(kinds) != layers or not {_FULL, _SLIDING} >= set(kinds):
+        raise ModelFormatError(f"the model's setting layer_types is {kinds}: {_FULL} or {_SLIDING} is wanted for each block")
+    return shortest_turn(tuple(window if kind == _SLIDING else None for kind in kinds))
+
+
+def _write_modern(ours: ModelConfig) -> dict[str, Any]:
     return {
         "num_hidden_layers": ours.layers, "hidden_size": ours.width, "num_attention_heads": ours.heads,
         "num_key_value_heads": ours.key_value_heads, "head_dim": ours.size_of_head, "intermediate_size": ours.inner_width,
         "max_position_embeddings": ours.context, "rms_norm_eps": ours.norm_epsilon, "tie_word_embeddings": ours.tied,
-        "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
+        "hidden_act": "silu", "attention_dropout": 0.0,
         "rope_parameters": {"rope_type": "default", "rope_theta": ours.rope_theta},
         "rope_theta": ours.rope_theta,  # where transformers 4 looks for it
     }  # fmt: skip
 
 
+def _write_llama(ours: ModelConfig) -> dict[str, Any]:
+    return {**_write_modern(ours), "attention_bias": ours.biases, "mlp_bias": ours.biases_of_ffn}
+
+
+def _write_mistral(ours: ModelConfig) -> dict[str, Any]:
+    return {**_write_modern(ours), "sliding_window": ours.window(0)}
+
+
+def _write_qwen2(ours: ModelConfig) -> dict[str, Any]:
+    windows = [ours.window(block) for block in range(ours.layers)]
+    window = next(filter(None, windows), None)
+    return {
+        **_write_modern(ours), "use_sliding_window": window is not None, "sliding_window": window,
+        "max_window_layers": windows.index(window) if window else ours.layers,
+        "layer_types": [_SLIDING if each else _FULL for each in windows],
+    }  # fmt: skip
+
+
+def _write_qwen3(ours: ModelConfig) -> dict[str, Any]:
+    return {**_write_qwen2(ours), "attention_bias": ours.biases}
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _LLAMA_WEIGHTS = (
     Weight("model.embed_tokens", ("embedding",)),
     Weight("model.layers.{}.input_layernorm", ("blocks.{}.attention_norm",)),
@@ -347,9 +404,9 @@ _LLAMA_WEIGHTS = (
     Weight("model.norm", ("norm",)),
     Weight("lm_head", ("head",)),
 )
-LLAMA = Architecture(
-    "llama", "LlamaForCausalLM", "model.", _read_llama, lambda ours: {**_write_llama(ours), "mlp_bias": False}, _LLAMA_WEIGHTS
-)
-QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM", "model.", _read_qwen3, _write_llama, _LLAMA_WEIGHTS)
+LLAMA = Architecture("llama", "LlamaForCausalLM", "model.", _read_llama, _write_llama, _LLAMA_WEIGHTS)
+MISTRAL = Architecture("mistral", "MistralForCausalLM", "model.", _read_mistral, _write_mistral, _LLAMA_WEIGHTS)
+QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM", "model.", _read_qwen2, _write_qwen2, _LLAMA_WEIGHTS)
+QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM", "model.", _read_qwen3, _write_qwen3, _LLAMA_WEIGHTS)
 
-ARCHITECTURES = {each.kind: each for each in (GPT1, GPT2, NEO, NEOX, BERT, ROBERTA, LLAMA, QWEN3)}
+ARCHITECTURES = {each.kind: each for each in (GPT1, GPT2, NEO, NEOX, BERT, ROBERTA, LLAMA, MISTRAL, QWEN2, QWEN3)}

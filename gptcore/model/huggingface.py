@@ -154,7 +154,8 @@ def _resolved(config: ModelConfig) -> dict[str, Any]:
     """The settings that make the model, nothing left open."""
     explicit = {
         "kv_heads": config.key_value_heads, "head_size": config.size_of_head, "ffn_width": config.inner_width,
-        "qkv_biases": config.biases_of_queries, "attention_scale": config.attention_scale or config.size_of_head**-0.5,
+        "qkv_biases": config.biases_of_queries, "ffn_biases": config.biases_of_ffn,
+        "attention_scale": config.attention_scale or config.size_of_head**-0.5,
         "windows": shortest_turn(tuple(config.window(block) for block in range(config.layers))),
     }  # fmt: skip
     if config.positions != "rotary":

@@ -267,8 +267,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
-        self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
+        self.up = Linear(config.width, config.inner_width, bias=config.biases_of_ffn, device=device)
+        self.down = Linear(config.inner_width, config.width, bias=config.biases_of_ffn, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -288,9 +288,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.gate = Linear(config.width, config.inner_width, bias=config.biases, device=device)
-        self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
-        self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
+        self.gate = Linear(config.width, config.inner_width, bias=config.biases_of_ffn, device=device)
+        self.up = Linear(config.width, config.inner_width, bias=config.biases_of_ffn, device=device)
+        self.down = Linear(config.inner_width, config.width, bias=config.biases_of_ffn, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -21,6 +21,7 @@ from gptcore.model.transformer import Layout
 VOCABULARY, CONTEXT = 61, 24
 GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+MODERN = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
 SHAPES = {
     "openai-gpt": GPT_SIZES,
     "gpt2": {**GPT_SIZES, "n_inner": 80},
@@ -31,11 +32,25 @@ SHAPES = {
     "gpt_neox": {**SIZES, "max_position_embeddings": CONTEXT, "rotary_pct": 0.5},
     "bert": {**SIZES, "max_position_embeddings": CONTEXT},
     "roberta": {**SIZES, "max_position_embeddings": CONTEXT + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
-    "llama": {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT},
-    "qwen3": {
-        **SIZES, "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
-    },
+    "llama": MODERN,
+    "mistral": {**MODERN, "sliding_window": 5},
+    "qwen2": {**MODERN, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {**MODERN, "head_dim": 10, "tie_word_embeddings": True},
 }  # fmt: skip
+VARIANTS = {
+    **{kind: (kind, {}) for kind in SHAPES},
+    "gpt_neox, attention without biases": ("gpt_neox", {"attention_bias": False}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, attention with biases": ("llama", {"attention_bias": True}),
+    "llama, feed-forward with biases": ("llama", {"mlp_bias": True}),
+    "mistral, large heads": ("mistral", {"sliding_window": 3, "head_dim": 12}),
+    "qwen2, all see all": ("qwen2", {"use_sliding_window": False, "tie_word_embeddings": True}),
+    "qwen2, named blocks": ("qwen2", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "qwen3, biases and windows": (
+        "qwen3", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+}  # fmt: skip
+"""The same architectures with settings that add weights or change what a block sees."""
 
 
 def random_model(kind, **changes):
@@ -49,9 +64,10 @@ def random_model(kind, **changes):
     return model
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=VARIANTS)
 def theirs(request):
-    return random_model(request.param)
+    kind, changes = VARIANTS[request.param]
+    return random_model(kind, **changes)
 
 
 @pytest.fixture
@@ -182,7 +198,10 @@ def test_weights_in_several_files_are_found_by_their_index(tmp_path):
     [
         (ModelConfig(layers=2, width=32, heads=4, kv_heads=2, context=CONTEXT), "qwen3"),
         (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, tied=False, embedding_norm=True), "qwen3"),
+        (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, windows=(None, 8)), "qwen3"),
         (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, qk_norm=False), "llama"),
+        (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, qk_norm=False, windows=(8,)), "mistral"),
+        (ModelConfig(layers=2, width=32, heads=4, context=CONTEXT, qk_norm=False, qkv_biases=True), "qwen2"),
         (preset("gpt2").model_copy(update={"layers": 2, "width": 32, "heads": 4, "context": CONTEXT}), "gpt2"),
         (preset("gpt3-125m").model_copy(update={"layers": 2, "width": 32, "heads": 4, "windows": (None,)}), "gpt2"),
         (preset("bert-base").model_copy(update={"layers": 2, "width": 32, "heads": 4, "context": CONTEXT}), "bert"),
@@ -205,7 +224,8 @@ def test_our_models_export_to_what_transformers_loads(config, kind, tmp_path):
     [
         ({"smear": True, "value_embeddings": True}, "does not have value_embeddings True, smear True"),
         ({"objective": "prefix"}, "does not have objective prefix"),
-        ({"windows": (None, 8)}, r"does not have windows \(None, 8\)"),
+        ({"windows": (None, 8), "qk_norm": False}, r"does not have windows \(None, 8\)"),
+        ({"windows": (4, 8)}, r"does not have windows \(4, 8\)"),
     ],
 )
 def test_a_model_that_no_architecture_holds_says_what_stands_in_the_way(changes, reason, tmp_path):
