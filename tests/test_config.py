@@ -141,8 +141,20 @@ def test_a_setting_that_came_later_leaves_no_trace_while_it_is_unset():
     """What enters a fingerprint is what is written out."""
     written = ModelConfig().model_dump(mode="json")
     later = ModelConfig.model_fields.keys() - written.keys()
-    assert later == {"ffn_biases"}
+    assert later == {"ffn_biases", "rope_scaling"}
     assert ModelConfig(**written, ffn_biases=True).model_dump(mode="json") == {**written, "ffn_biases": True}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "problem"),
+    [
+        ("{rope_type: llama3, factor: 8}", "llama3 needs low_freq_factor, high_freq_factor, original_max_position_embeddings"),
+        ("{rope_type: linear, factor: 8, low_freq_factor: 1}", "of type linear knows no low_freq_factor"),
+        ("{rope_type: yarn, factor: 8}", "model.rope_scaling.rope_type"),
+    ],
+)
+def test_stretched_positions_name_all_that_their_type_needs(config, scaling, problem):
+    assert problem in problems(config, f"model.rope_scaling={scaling}")
 
 
 def test_a_shape_that_is_there_and_one_that_is_asked_for_differ_in_later_settings_too(config):

@@ -20,6 +20,11 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+_STRETCHED: Mapping[str, tuple[str, ...]] = {
+    "default": (), "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+"""Types of rotary positions and their settings."""
 _THEIR_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 
@@ -68,13 +73,28 @@ def _activation(theirs: Theirs, name: str) -> str:
 
 
 def _rope(theirs: Theirs) -> Theirs:
-    """Base and share of the rotary positions, whether they stand by themselves (transformers 4) or together (5)."""
-    given = {**(theirs.get("rope_parameters") or {}), **(theirs.get("rope_scaling") or {})}
+    """What the rotary positions are, whether it stands by itself (transformers 4) or together (5)."""
+    given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    if any(isinstance(each, Mapping) for each in given.values()):
+        raise ModelFormatError("the model's rotary positions differ from block to block: only one kind for all can be imported")
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind != "default":
-        raise ModelFormatError(f"the model's rotary positions are of type {kind!r}: only 'default' can be imported")
+    if kind not in _STRETCHED:
+        raise ModelFormatError(
+            f"the model's rotary positions are of type {kind!r}: only {', '.join(_STRETCHED)} can be imported"
+        )
     theta = given.get("rope_theta", theirs.get("rope_theta", theirs.get("rotary_emb_base", 10_000.0)))
-    return {"rope_theta": theta, "rotary_share": given.get("partial_rotary_factor", theirs.get("rotary_pct", 1.0))}
+    share = given.get("partial_rotary_factor", theirs.get("partial_rotary_factor", theirs.get("rotary_pct", 1.0)))
+    found = {"rope_theta": theta, "rotary_share": share}
+    if kind == "default":
+        return found
+    original = theirs.get("original_max_position_embeddings", theirs["max_position_embeddings"])
+    values = {"original_max_position_embeddings": original, **given}
+    return {**found, "rope_scaling": {"rope_type": kind, **{name: values[name] for name in _STRETCHED[kind]}}}
+
+
+def _write_rope(ours: ModelConfig) -> dict[str, Any]:
+    scaling = ours.rope_scaling.model_dump(exclude_none=True) if ours.rope_scaling else {"rope_type": "default"}
+    return {"rope_theta": ours.rope_theta, **scaling}
 
 
 def shortest_turn(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -214,9 +234,7 @@ def _write_neox(ours: ModelConfig) -> dict[str, Any]:
         "hidden_act": _THEIR_ACTIVATION.get(ours.activation), "tie_word_embeddings": ours.tied,
         "attention_bias": ours.biases,
         "use_parallel_residual": ours.residual == "parallel", "hidden_dropout": ours.dropout, "attention_dropout": 0.0,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": ours.rope_theta, "partial_rotary_factor": ours.rotary_share,
-        },
+        "rope_parameters": {**_write_rope(ours), "partial_rotary_factor": ours.rotary_share},
     }  # fmt: skip
 
 
@@ -330,9 +348,10 @@ def _read_qwen3(theirs: Theirs) -> dict[str, Any]:
 
 def _read_modern(theirs: Theirs) -> dict[str, Any]:
     """What all of them have."""
-    _only(theirs, hidden_act="silu")
+    rope = _rope(theirs)
+    _only({**theirs, "partial_rotary_factor": rope["rotary_share"]}, hidden_act="silu", partial_rotary_factor=1.0)
     return {
-        **_rope(theirs), "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
+        **rope, "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
         "heads": theirs["num_attention_heads"], "kv_heads": theirs.get("num_key_value_heads"),
         "head_size": theirs.get("head_dim"), "ffn_width": theirs["intermediate_size"],
         "context": theirs["max_position_embeddings"], "norm_epsilon": theirs.get("rms_norm_eps", 1e-6), "qk_norm": False,
@@ -360,8 +379,9 @@ def _write_modern(ours: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": ours.key_value_heads, "head_dim": ours.size_of_head, "intermediate_size": ours.inner_width,
         "max_position_embeddings": ours.context, "rms_norm_eps": ours.norm_epsilon, "tie_word_embeddings": ours.tied,
         "hidden_act": "silu", "attention_dropout": 0.0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ours.rope_theta},
-        "rope_theta": ours.rope_theta,  # where transformers 4 looks for it
+        "rope_parameters": _write_rope(ours),
+        # Where transformers 4 looks for it.
+        "rope_theta": ours.rope_theta, **({"rope_scaling": _write_rope(ours)} if ours.rope_scaling else {}),
     }  # fmt: skip
 
 

@@ -21,6 +21,11 @@ from gptcore.model.transformer import Layout
 VOCABULARY, CONTEXT = 61, 24
 GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 0.5, "high_freq_factor": 1.5,
+    "original_max_position_embeddings": 12,
+}  # fmt: skip
+"""Of these frequencies some are kept, some divided and some between."""
 MODERN = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
 SHAPES = {
     "openai-gpt": GPT_SIZES,
@@ -43,6 +48,9 @@ VARIANTS = {
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
     "llama, attention with biases": ("llama", {"attention_bias": True}),
     "llama, feed-forward with biases": ("llama", {"mlp_bias": True}),
+    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
+    "llama, stretched": ("llama", {"head_dim": 24, "rope_parameters": LLAMA3}),
+    "gpt_neox, stretched": ("gpt_neox", {"rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.5}}),
     "mistral, large heads": ("mistral", {"sliding_window": 3, "head_dim": 12}),
     "qwen2, all see all": ("qwen2", {"use_sliding_window": False, "tie_word_embeddings": True}),
     "qwen2, named blocks": ("qwen2", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
@@ -317,10 +325,29 @@ def test_a_setting_that_means_another_model_is_refused(broken):
     assert "activation_function is 'silu': only gelu" in refusal(broken)
 
 
-def test_stretched_rotary_positions_are_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "proportional"])
+def test_other_stretched_rotary_positions_are_refused(kind, tmp_path):
     random_model("llama").save_pretrained(tmp_path)
-    change(tmp_path, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4})
-    assert "rotary positions are of type 'yarn'" in refusal(tmp_path)
+    change(tmp_path, rope_parameters={"rope_type": kind, "factor": 4.0, "rope_theta": 1e4})
+    assert f"rotary positions are of type {kind!r}: only default, linear, llama3 can be imported" in refusal(tmp_path)
+
+
+def test_stretched_rotary_positions_that_make_no_sense_are_refused(tmp_path):
+    random_model("llama", rope_parameters=LLAMA3).save_pretrained(tmp_path)
+    change(tmp_path, rope_parameters={**LLAMA3, "low_freq_factor": 3.0})
+    assert "low_freq_factor (3.0) is to be less than high_freq_factor (1.5)" in refusal(tmp_path)
+    change(tmp_path, rope_parameters={name: value for name, value in LLAMA3.items() if name != "factor"})
+    assert "its config.json has no factor, which llama needs" in refusal(tmp_path)
+    change(tmp_path, rope_parameters={"full_attention": LLAMA3})
+    assert "differ from block to block" in refusal(tmp_path)
+
+
+def test_rotary_positions_are_the_same_as_transformers_4_writes_them(tmp_path):
+    theirs = random_model("llama", rope_parameters=LLAMA3)
+    theirs.save_pretrained(tmp_path)
+    scaling = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
+    change(tmp_path, rope_parameters=None, rope_theta=LLAMA3["rope_theta"], rope_scaling=scaling)
+    torch.testing.assert_close(import_model(tmp_path)(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
 
 
 def test_missing_and_unknown_and_misshapen_tensors_are_named(broken):
