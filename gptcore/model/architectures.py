@@ -4,7 +4,7 @@ An architecture says what a model is: `read` makes our settings of its own, `wri
 reading what was written gives the settings back, so nothing else has to say which fits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -97,6 +97,14 @@ def _write_rope(ours: ModelConfig) -> dict[str, Any]:
     return {"rope_theta": ours.rope_theta, **scaling}
 
 
+def _kinds(given: Sequence[str], layers: int, *known: str) -> Sequence[str]:
+    """What sort of attention each block has, checked."""
+    if len(given) != layers or set(given) - set(known):
+        wanted = f"one for each of {layers} blocks, of {', '.join(known)}"
+        raise ModelFormatError(f"the model's kinds of attention are {', '.join(given)}: only {wanted}, can be imported")
+    return given
+
+
 def shortest_turn(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
     """The fewest windows that, taken in turn, are these: (None, 5, None, 5) -> (None, 5)."""
     return next(
@@ -109,14 +117,12 @@ def shortest_turn(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
 
 
 def _read_gpt(theirs: Theirs, activation: str, residual: str) -> dict[str, Any]:
-    _only(
-        theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+    _only(theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return {
         "layers": theirs["n_layer"], "width": theirs["n_embd"], "heads": theirs["n_head"], "context": theirs["n_positions"],
         "ffn_width": theirs.get("n_inner"), "norm": "layer", "norm_epsilon": theirs.get("layer_norm_epsilon", 1e-5),
         "positions": "learned", "activation": activation, "qk_norm": False, "biases": True, "residual": residual,
+        "tied": theirs.get("tie_word_embeddings", True),
     }  # fmt: skip
 
 
@@ -133,13 +139,13 @@ def _write_gpt(ours: ModelConfig) -> dict[str, Any]:
     return {
         "n_layer": ours.layers, "n_embd": ours.width, "n_head": ours.heads, "n_positions": ours.context,
         "layer_norm_epsilon": ours.norm_epsilon, "resid_pdrop": ours.dropout, "embd_pdrop": ours.dropout, "attn_pdrop": 0.0,
+        "tie_word_embeddings": ours.tied,
     }  # fmt: skip
 
 
 def _write_gpt2(ours: ModelConfig) -> dict[str, Any]:
     return {
         **_write_gpt(ours), "n_inner": ours.inner_width, "activation_function": _THEIR_ACTIVATION.get(ours.activation),
-        "tie_word_embeddings": ours.tied,
     }  # fmt: skip
 
 
@@ -157,6 +163,7 @@ def _gpt_weights(embedding: str, positions: str) -> tuple[Weight, ...]:
         Weight("transformer.h.{}.mlp.c_fc", ("blocks.{}.ffn.up",), "transposed"),
         Weight("transformer.h.{}.mlp.c_proj", ("blocks.{}.ffn.down",), "transposed"),
         Weight("transformer.ln_f", ("norm",)),
+        Weight("lm_head", ("head",)),
     )
 
 
@@ -171,16 +178,16 @@ GPT2 = Architecture("gpt2", "GPT2LMHeadModel", "transformer.", _read_gpt2, _writ
 
 
 def _read_neo(theirs: Theirs) -> dict[str, Any]:
-    _only(theirs, tie_word_embeddings=True)
-    kinds = theirs.get("attention_layers") or [
-        kind for turn, times in theirs["attention_types"] for _ in range(times) for kind in turn
-    ]
-    windows = tuple({"global": None, "local": theirs.get("window_size", 256)}[kind] for kind in kinds)
+    types = theirs.get("attention_types", [[["global", "local"], 12]])
+    kinds = theirs.get("attention_layers") or [kind for turn, times in types for _ in range(times) for kind in turn]
+    kinds = _kinds(kinds, theirs["num_layers"], "global", "local")
+    windows = tuple(theirs.get("window_size", 256) if kind == "local" else None for kind in kinds)
     return {
         "layers": theirs["num_layers"], "width": theirs["hidden_size"], "heads": theirs["num_heads"],
         "context": theirs["max_position_embeddings"], "ffn_width": theirs.get("intermediate_size"),
         "windows": shortest_turn(windows), "norm": "layer", "norm_epsilon": theirs.get("layer_norm_epsilon", 1e-5),
         "positions": "learned", "activation": _activation({"activation_function": "gelu_new", **theirs}, "activation_function"),
+        "tied": theirs.get("tie_word_embeddings", True),
         "qk_norm": False, "attention_scale": 1.0, "biases": True, "qkv_biases": False,
     }  # fmt: skip
 
@@ -211,6 +218,7 @@ NEO = Architecture(
         Weight("transformer.h.{}.mlp.c_fc", ("blocks.{}.ffn.up",)),
         Weight("transformer.h.{}.mlp.c_proj", ("blocks.{}.ffn.down",)),
         Weight("transformer.ln_f", ("norm",)),
+        Weight("lm_head", ("head",)),
     ),
 )  # fmt: skip
 
@@ -368,8 +376,7 @@ def _read_windows(theirs: Theirs) -> tuple[int | None, ...]:
     window = theirs.get("sliding_window", 4096) if theirs.get("use_sliding_window") else None
     layers, whole = theirs["num_hidden_layers"], theirs.get("max_window_layers", 28)
     kinds = theirs.get("layer_types") or [_SLIDING if block >= whole else _FULL for block in range(layers)]
-    if len(kinds) != layers or not {_FULL, _SLIDING} >= set(kinds):
-        raise ModelFormatError(f"the model's setting layer_types is {kinds}: {_FULL} or {_SLIDING} is wanted for each block")
+    kinds = _kinds(kinds, layers, _FULL, *([_SLIDING] if window else []))
     return shortest_turn(tuple(window if kind == _SLIDING else None for kind in kinds))
 
 

@@ -123,6 +123,8 @@ def architecture_of(theirs: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _settings(architecture: Architecture, theirs: Mapping[str, Any], where: str) -> ModelConfig:
+    if theirs.get("quantization_config"):
+        raise ModelFormatError(f"{where} holds quantised weights: fetch the model in float32, bfloat16 or float16")
     try:
         return ModelConfig(**architecture.read(theirs))
     except KeyError as error:

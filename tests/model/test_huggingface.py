@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import pytest
@@ -44,6 +45,7 @@ SHAPES = {
 }  # fmt: skip
 VARIANTS = {
     **{kind: (kind, {}) for kind in SHAPES},
+    "gpt2, a head of its own": ("gpt2", {"tie_word_embeddings": False}),
     "gpt_neox, attention without biases": ("gpt_neox", {"attention_bias": False}),
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
     "llama, attention with biases": ("llama", {"attention_bias": True}),
@@ -318,11 +320,97 @@ def test_an_unknown_architecture_names_those_that_there_are(broken):
     assert "the architecture 'mamba', which cannot be imported; there are: openai-gpt, gpt2" in refusal(broken)
 
 
-def test_a_setting_that_means_another_model_is_refused(broken):
-    change(broken, scale_attn_by_inverse_layer_idx=True)
-    assert "scale_attn_by_inverse_layer_idx is True: only False can be imported" in refusal(broken)
-    change(broken, scale_attn_by_inverse_layer_idx=False, activation_function="silu")
-    assert "activation_function is 'silu': only gelu" in refusal(broken)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("openai-gpt", {"tie_word_embeddings": False}),
+        ("openai-gpt", {"layer_norm_epsilon": 0.1}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("gpt2", {"reorder_and_upcast_attn": True}),  # another order of the same products
+        ("gpt2", {"activation_function": "relu", "n_inner": None}),
+        ("gpt2", {"activation_function": "gelu"}),
+        ("gpt2", {"activation_function": "gelu_fast"}),
+        ("gpt2", {"activation_function": "gelu_pytorch_tanh"}),
+        ("gpt2", {"layer_norm_epsilon": 0.1}),
+        ("gpt2", {"summary_type": "last", "num_labels": 5}),  # of heads for other ends
+        ("gpt_neo", {"tie_word_embeddings": False}),
+        ("gpt_neo", {"intermediate_size": 40, "activation_function": "gelu", "layer_norm_epsilon": 0.1}),
+        ("gpt_neo", {"window_size": 2, "attention_layers": ["local", "local", "global"]}),
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("gpt_neox", {"tie_word_embeddings": True}),
+        ("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 100}),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25}}),
+        ("gpt_neox", {"hidden_act": "gelu_new", "layer_norm_eps": 0.1}),
+        ("bert", {"hidden_act": "relu", "layer_norm_eps": 0.1}),
+        ("bert", {"type_vocab_size": 3}),
+        ("bert", {"chunk_size_feed_forward": 1}),  # the same, piece by piece
+        ("roberta", {"type_vocab_size": 2}),
+        ("llama", {"rms_norm_eps": 0.1, "head_dim": 6, "num_key_value_heads": 1}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
+        ("llama", {"pretraining_tp": 2}),  # the same products in slices
+        ("mistral", {"sliding_window": None, "tie_word_embeddings": True}),
+        ("qwen2", {"head_dim": 12}),
+        ("qwen3", {"tie_word_embeddings": False, "rms_norm_eps": 0.1}),
+    ],
+    ids=str,
+)
+def test_a_setting_is_taken_over_or_changes_nothing(kind, changes, tmp_path):
+    theirs = random_model(kind, **changes)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = import_model(tmp_path / "theirs")
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
+    export_model(ours, tmp_path / "again")
+    again = getattr(transformers, ARCHITECTURES[kind].name).from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(again(tokens()).logits, theirs(tokens()).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "sentence"),
+    [
+        ("openai-gpt", {"afn": "relu"}, "afn is 'relu': only 'gelu'"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False: only True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True: only False"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True: only False"),
+        ("gpt2", {"activation_function": "silu"}, "activation_function is 'silu': only gelu, gelu_new"),
+        ("gpt2", {"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu'"),
+        ("gpt2", {"quantization_config": {"quant_method": "gptq"}}, "holds quantised weights"),
+        ("gpt_neo", {"attention_layers": ["global"]}, "global: only one for each of 3 blocks, of global, local,"),
+        ("gpt_neo", {"attention_layers": ["sparse"] * 3}, "attention are sparse, sparse, sparse"),
+        ("gpt_neox", {"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "of type 'yarn'"),
+        ("bert", {"is_decoder": True}, "is_decoder is True: only False"),
+        ("bert", {"add_cross_attention": True}, "add_cross_attention is True: only False"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key': only 'absolute'"),
+        ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings is False: only True"),
+        ("roberta", {"hidden_act": "relu"}, "hidden_act is 'relu': only 'gelu'"),
+        ("roberta", {"is_decoder": True}, "is_decoder is True: only False"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu': only 'silu'"),
+        ("llama", {"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor is 0.5: only 1.0"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5: only 1.0"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types is ['full_attention', 'full_attention']: only None"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "only one for each of 3 blocks, of full_attention, sliding_attention,"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "attention are chunked_attention"),
+        (
+            "qwen3",
+            {"layer_types": ["sliding_attention"] * 2},
+            "only one for each of 2 blocks, of full_attention, can be imported",
+        ),
+        ("qwen3", {"hidden_act": "relu"}, "hidden_act is 'relu': only 'silu'"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_means_another_model_is_refused(kind, changes, sentence, tmp_path):
+    random_model(kind).save_pretrained(tmp_path)
+    change(tmp_path, **changes)
+    assert sentence in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "BertModel", "BertForSequenceClassification", "LlamaModel"])
+def test_a_model_without_a_head_over_the_vocabulary_is_refused(name, tmp_path):
+    kind = name.partition("For")[0].removesuffix("Model").lower()
+    config = transformers.AutoConfig.for_model(kind, vocab_size=VOCABULARY, pad_token_id=0, **SHAPES[kind])
+    getattr(transformers, name)(config).save_pretrained(tmp_path)
+    assert re.search("(score.weight|classifier.bias) is unknown|is missing", refusal(tmp_path, CorruptArtifactError))
 
 
 @pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "proportional"])
