@@ -333,9 +333,7 @@ ROBERTA = Architecture(
 
 
 def _read_llama(theirs: Theirs) -> dict[str, Any]:
-    return {
-        **_read_modern(theirs), **_biases(theirs.get("attention_bias", False), theirs.get("mlp_bias", False)),
-    }  # fmt: skip
+    return {**_read_modern(theirs), **_biases(theirs.get("attention_bias", False), theirs.get("mlp_bias", False))}
 
 
 def _read_mistral(theirs: Theirs) -> dict[str, Any]:
@@ -344,13 +342,13 @@ def _read_mistral(theirs: Theirs) -> dict[str, Any]:
 
 
 def _read_qwen2(theirs: Theirs) -> dict[str, Any]:
-    return {**_read_modern(theirs), "windows": _read_windows(theirs), "qkv_biases": True}
+    return {**_read_modern({"num_key_value_heads": 32, **theirs}), "windows": _read_windows(theirs), "qkv_biases": True}
 
 
 def _read_qwen3(theirs: Theirs) -> dict[str, Any]:
     return {
-        **_read_modern({"head_dim": 128, **theirs}), **_biases(theirs.get("attention_bias", False), False),
-        "windows": _read_windows(theirs), "qk_norm": True,
+        **_read_modern({"num_key_value_heads": 32, "head_dim": 128, **theirs}),
+        **_biases(theirs.get("attention_bias", False), False), "windows": _read_windows(theirs), "qk_norm": True,
     }  # fmt: skip
 
 

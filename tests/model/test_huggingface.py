@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gptcore.config import ModelConfig, preset
 from gptcore.errors import CorruptArtifactError, ModelFormatError
+from gptcore.inference import generate
 from gptcore.model import GPT
 from gptcore.model.architectures import ARCHITECTURES, shortest_turn
 from gptcore.model.huggingface import _fitting, export_model, import_model
@@ -148,6 +149,17 @@ def test_a_text_after_padding_gives_the_logits_of_its_original(theirs, folder):
     logits = ours(text, layout=Layout(places, None, seen))
     torch.testing.assert_close(logits[0], expected[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(logits[1, whole], expected[1, whole], rtol=0, atol=1e-5)
+
+
+def test_an_imported_model_continues_as_its_original(theirs, folder):
+    """With the cache of either, past the windows."""
+    ours, text = import_model(folder), tokens(rows=2, length=7)
+    if ours.config.objective == "masked":
+        pytest.skip("it continues nothing")
+    room = CONTEXT - 7
+    rule = {"max_new_tokens": room, "min_new_tokens": room, "do_sample": False, "eos_token_id": None}
+    expected = theirs.generate(text, attention_mask=torch.ones_like(text), **rule)[:, 7:]
+    assert generate(ours, text.tolist(), max_new_tokens=room) == expected.tolist()
 
 
 def test_the_second_of_berts_two_texts_is_told_apart():
