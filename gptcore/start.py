@@ -56,7 +56,11 @@ def with_shape(config: PipelineConfig, where: str, model: ModelConfig, vocabular
     """`config` with the shape of a model that is there. Raises `SettingsError` where it asks for another; defaults ask for
     nothing."""
     shape, asked = model.model_dump(), config.model.model_dump() if config.model != ModelConfig() else {}
-    other = [f"model.{key} {value}, not {shape[key]}" for key, value in asked.items() if value != shape[key]]
+    other = [
+        f"model.{key} {asked.get(key)}, not {shape.get(key)}"
+        for key in asked and asked | shape
+        if asked.get(key) != shape.get(key)
+    ]
     if (pieces := config.tokenizer.vocabulary) not in (TokenizerConfig().vocabulary, vocabulary):
         other.append(f"tokenizer.vocabulary {pieces}, not {vocabulary}")
     if other:

@@ -3,8 +3,18 @@
 import pytest
 from pydantic import ValidationError
 
-from gptcore.config import PRESETS, OptimizerConfig, PipelineConfig, TrainingConfig, load_config, parse_config, preset
+from gptcore.config import (
+    PRESETS,
+    ModelConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    TrainingConfig,
+    load_config,
+    parse_config,
+    preset,
+)
 from gptcore.errors import SettingsError
+from gptcore.start import with_shape
 
 SMALL = """
 name: tiny
@@ -125,6 +135,34 @@ def test_what_was_dumped_loads_as_the_same_settings(config):
         more="tasks: [{type: summarize, source: {type: files, paths: [t], target: s}, training: {steps: 5}}]\n",
     )
     assert parse_config(loaded.model_dump(mode="json")) == loaded
+
+
+def test_a_setting_that_came_later_leaves_no_trace_while_it_is_unset():
+    """What enters a fingerprint is what is written out."""
+    written = ModelConfig().model_dump(mode="json")
+    later = ModelConfig.model_fields.keys() - written.keys()
+    assert later == {"ffn_biases", "rope_scaling"}
+    assert ModelConfig(**written, ffn_biases=True).model_dump(mode="json") == {**written, "ffn_biases": True}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "problem"),
+    [
+        ("{rope_type: llama3, factor: 8}", "llama3 needs low_freq_factor, high_freq_factor, original_max_position_embeddings"),
+        ("{rope_type: linear, factor: 8, low_freq_factor: 1}", "of type linear knows no low_freq_factor"),
+        ("{rope_type: yarn, factor: 8}", "model.rope_scaling.rope_type"),
+    ],
+)
+def test_stretched_positions_name_all_that_their_type_needs(config, scaling, problem):
+    assert problem in problems(config, f"model.rope_scaling={scaling}")
+
+
+def test_a_shape_that_is_there_and_one_that_is_asked_for_differ_in_later_settings_too(config):
+    plain, biased = ModelConfig(layers=2), ModelConfig(layers=2, ffn_biases=True)
+    asking = config("model.layers=2", "model.ffn_biases=true")
+    assert "ask for model.ffn_biases True, not None:" in problems(with_shape, asking, "a base", plain, 4096)
+    assert "ask for model.ffn_biases None, not True:" in problems(with_shape, config("model.layers=2"), "a base", biased, 4096)
+    assert with_shape(config(), "a base", biased, 4096).model == with_shape(asking, "a base", biased, 4096).model == biased
 
 
 def test_a_rate_that_is_not_set_suits_the_algorithm_and_the_width():

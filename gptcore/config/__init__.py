@@ -5,7 +5,7 @@ vocabulary a tokenizer ended up with belongs to the tokenizer. The environment h
 """
 
 from gptcore.config.loading import apply_override, load_config, parse_config, read_yaml, set_value, settings_error
-from gptcore.config.model import ModelConfig
+from gptcore.config.model import ModelConfig, RopeScaling
 from gptcore.config.pipeline import ContinualConfig, CostConfig, EvaluationConfig, PipelineConfig, TaskConfig
 from gptcore.config.presets import PRESETS, preset
 from gptcore.config.section import Count, Name, Positive, Section, Share
@@ -38,6 +38,7 @@ __all__ = [
     "PipelineConfig",
     "Positive",
     "PythonDocsSource",
+    "RopeScaling",
     "Section",
     "ShardsConfig",
     "Share",

@@ -4,7 +4,37 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gptcore.config.section import Count, Positive, Section, Share
+from gptcore.config.section import Count, Later, Positive, Section, Share
+
+
+class RopeScaling(Section):
+    """Rotary positions stretched to a longer context than they were learned in, named as `config.json` of Llama does."""
+
+    rope_type: Literal["linear", "llama3"]
+    """`linear`: all frequencies are divided by the factor (Chen et al. 2023). `llama3`: slow ones are, fast ones are kept, and
+    those between are in between (Llama 3.1, `apply_scaling` of meta-llama/llama-models)."""
+    factor: Positive
+    """How many times longer the context is."""
+    low_freq_factor: Positive | None = None
+    """With `llama3`: slow is what turns fewer times than this in the original context."""
+    high_freq_factor: Positive | None = None
+    """With `llama3`: fast is what turns more often than this in the original context."""
+    original_max_position_embeddings: Count | None = None
+    """With `llama3`: the original context, in tokens."""
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Self:
+        names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        wrong = [name for name in names if (getattr(self, name) is None) == (self.rope_type == "llama3")]
+        if wrong:
+            what = "needs" if self.rope_type == "llama3" else "knows no"
+            raise ValueError(f"rope_scaling of type {self.rope_type} {what} {', '.join(wrong)}")
+        if self.low_freq_factor and self.high_freq_factor and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor ({self.low_freq_factor}) is to be less than high_freq_factor ({self.high_freq_factor}): "
+                "slow turns are fewer than fast ones"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -47,6 +77,8 @@ class ModelConfig(Section):
     """Rows of the table of learned positions before that of the first place (RoBERTa: 2)."""
     rope_theta: Positive = 10_000.0
     """Base of the rotary frequencies."""
+    rope_scaling: Annotated[RopeScaling | None, Later] = None
+    """How the rotary frequencies were changed for a longer context. Unset: they are as learned."""
     rotary_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of a head, its first part, that rotary positions turn."""
     activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
@@ -59,6 +91,8 @@ class ModelConfig(Section):
     """Bias vectors in linear layers."""
     qkv_biases: bool | None = None
     """Bias vectors of queries, keys and values. Unset: as `biases`."""
+    ffn_biases: Annotated[bool | None, Later] = None
+    """Bias vectors of the feed-forward network. Unset: as `biases`."""
     tied: bool = True
     """The head that predicts shares its matrix with the token embedding."""
     head_transform: bool = False
@@ -123,6 +157,11 @@ class ModelConfig(Section):
     def biases_of_queries(self) -> bool:
         """Whether queries, keys and values have bias vectors."""
         return self.biases if self.qkv_biases is None else self.qkv_biases
+
+    @property
+    def biases_of_ffn(self) -> bool:
+        """Whether the feed-forward network has bias vectors."""
+        return self.biases if self.ffn_biases is None else self.ffn_biases
 
     def window(self, block: int) -> int | None:
         """Tokens that the block of this number sees; None for all."""

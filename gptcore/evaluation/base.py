@@ -92,10 +92,9 @@ def score_documents(loaded: LoadedModel, documents: pandas.DataFrame, batch: int
 def _score_source(loaded: LoadedModel, rows: pandas.DataFrame, batch: int) -> pandas.DataFrame:
     rows = rows.sort_values("id")
     tokenizer = loaded.tokenizer
-    encoded = tokenizer.encode_batch(rows["text"].tolist())
-    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-    stream = np.concatenate([[tokenizer.begin_id, *ids, tokenizer.end_id] for ids in encoded]).astype(np.int64)
-    owner = np.repeat(np.arange(len(rows)), lengths + 2)
+    encoded = [tokenizer.document(ids) for ids in tokenizer.encode_batch(rows["text"].tolist())]
+    stream = np.concatenate(encoded).astype(np.int64)
+    owner = np.repeat(np.arange(len(rows)), [len(ids) for ids in encoded])
     counted = ~np.isin(stream, sorted(tokenizer.control_ids))
     bits = stream_nats(loaded.model, stream, Symbols.of(tokenizer), batch) / math.log(2)
     return pandas.DataFrame(

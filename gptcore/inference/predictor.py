@@ -276,6 +276,7 @@ class Predictor:
         tokenizer = self.loaded.tokenizer
         first, *rest = (tokenizer.encode(part) for part in text.split(MASK))
         ids = [tokenizer.begin_id, *first, *(id for part in rest for id in (tokenizer.mask_id, *part))]
+        ids += [tokenizer.end_id] if tokenizer.ends_texts else []
         return tokenizer.decode(fill(self.loaded.model, ids, tokenizer.mask_id))
 
     def _stops(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 causal   begin, the text                        a token's probability follows from those before it
 prefix   begin, what hides it, begin, the text  the same: the whole text is the hidden span
-masked   begin, the text                        each token's when it alone is hidden (Salazar et al. 2020)
+masked   begin, the text, the end of BERT's     each token's when it alone is hidden (Salazar et al. 2020)
 a task   begin, user, the text, assistant, the answer, end: asked is the answer, as in training
 """
 
@@ -43,7 +43,8 @@ def read_base(loaded: LoadedModel, text: str) -> Reading:
     """A text of which every token is asked. Of one that is longer than the context the newest part is read."""
     tokenizer, config = loaded.tokenizer, loaded.model.config
     ids, left_out = tokenizer.encode(text), []
-    room = config.context - (3 if config.objective == "prefix" else 1)
+    ending = [tokenizer.end_id] if config.objective == "masked" and tokenizer.ends_texts else []
+    room = config.context - (3 if config.objective == "prefix" else 1 + len(ending))
     start, size = 0, len(text.encode())
     if len(ids) > room:
         near = max(0, len(ids) - room - _LONGEST)
@@ -52,7 +53,8 @@ def read_base(loaded: LoadedModel, text: str) -> Reading:
         size = sum(len(spelled.encode()) for begin, spelled in written.items() if begin >= start)
         kept = f"its newest {len(ids) - start:,} of {len(ids):,} tokens are read."
         left_out.append(f"The text is longer than the context of {config.context:,} tokens: {kept}")
-    batch, asked = _laid_out([tokenizer.begin_id, *ids[start:]], 1, config, tokenizer)
+    batch, asked = _laid_out([tokenizer.begin_id, *ids[start:], *ending], 1, config, tokenizer)
+    asked = asked[: len(asked) - len(ending)]
     return Reading(batch, asked, tokenizer.mask_id if config.objective == "masked" else None, size, left_out)
 
 

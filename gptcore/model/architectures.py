@@ -4,7 +4,7 @@ An architecture says what a model is: `read` makes our settings of its own, `wri
 reading what was written gives the settings back, so nothing else has to say which fits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,11 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+_STRETCHED: Mapping[str, tuple[str, ...]] = {
+    "default": (), "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+"""Types of rotary positions and their settings."""
 _THEIR_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 
@@ -68,13 +73,36 @@ def _activation(theirs: Theirs, name: str) -> str:
 
 
 def _rope(theirs: Theirs) -> Theirs:
-    """Base and share of the rotary positions, whether they stand by themselves (transformers 4) or together (5)."""
-    given = {**(theirs.get("rope_parameters") or {}), **(theirs.get("rope_scaling") or {})}
+    """What the rotary positions are, whether it stands by itself (transformers 4) or together (5)."""
+    given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    if any(isinstance(each, Mapping) for each in given.values()):
+        raise ModelFormatError("the model's rotary positions differ from block to block: only one kind for all can be imported")
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind != "default":
-        raise ModelFormatError(f"the model's rotary positions are of type {kind!r}: only 'default' can be imported")
+    if kind not in _STRETCHED:
+        raise ModelFormatError(
+            f"the model's rotary positions are of type {kind!r}: only {', '.join(_STRETCHED)} can be imported"
+        )
     theta = given.get("rope_theta", theirs.get("rope_theta", theirs.get("rotary_emb_base", 10_000.0)))
-    return {"rope_theta": theta, "rotary_share": given.get("partial_rotary_factor", theirs.get("rotary_pct", 1.0))}
+    share = given.get("partial_rotary_factor", theirs.get("partial_rotary_factor", theirs.get("rotary_pct", 1.0)))
+    found = {"rope_theta": theta, "rotary_share": share}
+    if kind == "default":
+        return found
+    original = theirs.get("original_max_position_embeddings", theirs["max_position_embeddings"])
+    values = {"original_max_position_embeddings": original, **given}
+    return {**found, "rope_scaling": {"rope_type": kind, **{name: values[name] for name in _STRETCHED[kind]}}}
+
+
+def _write_rope(ours: ModelConfig) -> dict[str, Any]:
+    scaling = ours.rope_scaling.model_dump(exclude_none=True) if ours.rope_scaling else {"rope_type": "default"}
+    return {"rope_theta": ours.rope_theta, **scaling}
+
+
+def _kinds(given: Sequence[str], layers: int, *known: str) -> Sequence[str]:
+    """What sort of attention each block has, checked."""
+    if len(given) != layers or set(given) - set(known):
+        wanted = f"one for each of {layers} blocks, of {', '.join(known)}"
+        raise ModelFormatError(f"the model's kinds of attention are {', '.join(given)}: only {wanted}, can be imported")
+    return given
 
 
 def shortest_turn(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -89,14 +117,12 @@ def shortest_turn(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
 
 
 def _read_gpt(theirs: Theirs, activation: str, residual: str) -> dict[str, Any]:
-    _only(
-        theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+    _only(theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return {
         "layers": theirs["n_layer"], "width": theirs["n_embd"], "heads": theirs["n_head"], "context": theirs["n_positions"],
         "ffn_width": theirs.get("n_inner"), "norm": "layer", "norm_epsilon": theirs.get("layer_norm_epsilon", 1e-5),
         "positions": "learned", "activation": activation, "qk_norm": False, "biases": True, "residual": residual,
+        "tied": theirs.get("tie_word_embeddings", True),
     }  # fmt: skip
 
 
@@ -113,13 +139,13 @@ def _write_gpt(ours: ModelConfig) -> dict[str, Any]:
     return {
         "n_layer": ours.layers, "n_embd": ours.width, "n_head": ours.heads, "n_positions": ours.context,
         "layer_norm_epsilon": ours.norm_epsilon, "resid_pdrop": ours.dropout, "embd_pdrop": ours.dropout, "attn_pdrop": 0.0,
+        "tie_word_embeddings": ours.tied,
     }  # fmt: skip
 
 
 def _write_gpt2(ours: ModelConfig) -> dict[str, Any]:
     return {
         **_write_gpt(ours), "n_inner": ours.inner_width, "activation_function": _THEIR_ACTIVATION.get(ours.activation),
-        "tie_word_embeddings": ours.tied,
     }  # fmt: skip
 
 
@@ -137,6 +163,7 @@ def _gpt_weights(embedding: str, positions: str) -> tuple[Weight, ...]:
         Weight("transformer.h.{}.mlp.c_fc", ("blocks.{}.ffn.up",), "transposed"),
         Weight("transformer.h.{}.mlp.c_proj", ("blocks.{}.ffn.down",), "transposed"),
         Weight("transformer.ln_f", ("norm",)),
+        Weight("lm_head", ("head",)),
     )
 
 
@@ -151,16 +178,16 @@ GPT2 = Architecture("gpt2", "GPT2LMHeadModel", "transformer.", _read_gpt2, _writ
 
 
 def _read_neo(theirs: Theirs) -> dict[str, Any]:
-    _only(theirs, tie_word_embeddings=True)
-    kinds = theirs.get("attention_layers") or [
-        kind for turn, times in theirs["attention_types"] for _ in range(times) for kind in turn
-    ]
-    windows = tuple({"global": None, "local": theirs.get("window_size", 256)}[kind] for kind in kinds)
+    types = theirs.get("attention_types", [[["global", "local"], 12]])
+    kinds = theirs.get("attention_layers") or [kind for turn, times in types for _ in range(times) for kind in turn]
+    kinds = _kinds(kinds, theirs["num_layers"], "global", "local")
+    windows = tuple(theirs.get("window_size", 256) if kind == "local" else None for kind in kinds)
     return {
         "layers": theirs["num_layers"], "width": theirs["hidden_size"], "heads": theirs["num_heads"],
         "context": theirs["max_position_embeddings"], "ffn_width": theirs.get("intermediate_size"),
         "windows": shortest_turn(windows), "norm": "layer", "norm_epsilon": theirs.get("layer_norm_epsilon", 1e-5),
         "positions": "learned", "activation": _activation({"activation_function": "gelu_new", **theirs}, "activation_function"),
+        "tied": theirs.get("tie_word_embeddings", True),
         "qk_norm": False, "attention_scale": 1.0, "biases": True, "qkv_biases": False,
     }  # fmt: skip
 
@@ -191,17 +218,18 @@ NEO = Architecture(
         Weight("transformer.h.{}.mlp.c_fc", ("blocks.{}.ffn.up",)),
         Weight("transformer.h.{}.mlp.c_proj", ("blocks.{}.ffn.down",)),
         Weight("transformer.ln_f", ("norm",)),
+        Weight("lm_head", ("head",)),
     ),
 )  # fmt: skip
 
 
 def _read_neox(theirs: Theirs) -> dict[str, Any]:
-    _only(theirs, attention_bias=True)
     return {
-        **_rope({"rotary_pct": 0.25, **theirs}), "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
+        **_rope({"rotary_pct": 0.25, **theirs}), **_biases(theirs.get("attention_bias", True), True),
+        "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
         "heads": theirs["num_attention_heads"], "context": theirs["max_position_embeddings"],
         "ffn_width": theirs["intermediate_size"], "norm": "layer", "norm_epsilon": theirs.get("layer_norm_eps", 1e-5),
-        "activation": _activation({"hidden_act": "gelu", **theirs}, "hidden_act"), "qk_norm": False, "biases": True,
+        "activation": _activation({"hidden_act": "gelu", **theirs}, "hidden_act"), "qk_norm": False,
         "tied": theirs.get("tie_word_embeddings", False),
         "residual": "parallel" if theirs.get("use_parallel_residual", True) else "pre",
     }  # fmt: skip
@@ -211,11 +239,10 @@ def _write_neox(ours: ModelConfig) -> dict[str, Any]:
     return {
         "num_hidden_layers": ours.layers, "hidden_size": ours.width, "num_attention_heads": ours.heads,
         "max_position_embeddings": ours.context, "intermediate_size": ours.inner_width, "layer_norm_eps": ours.norm_epsilon,
-        "hidden_act": _THEIR_ACTIVATION.get(ours.activation), "tie_word_embeddings": ours.tied, "attention_bias": True,
+        "hidden_act": _THEIR_ACTIVATION.get(ours.activation), "tie_word_embeddings": ours.tied,
+        "attention_bias": ours.biases,
         "use_parallel_residual": ours.residual == "parallel", "hidden_dropout": ours.dropout, "attention_dropout": 0.0,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": ours.rope_theta, "partial_rotary_factor": ours.rotary_share,
-        },
+        "rope_parameters": {**_write_rope(ours), "partial_rotary_factor": ours.rotary_share},
     }  # fmt: skip
 
 
@@ -302,13 +329,35 @@ ROBERTA = Architecture(
 )  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- Llama and Qwen3 --
+# ---------------------------------------------------------------------------------------- Llama, Mistral and Qwen --
 
 
 def _read_llama(theirs: Theirs) -> dict[str, Any]:
-    _only(theirs, attention_bias=False, mlp_bias=False, hidden_act="silu", use_sliding_window=False)
+    return {**_read_modern(theirs), **_biases(theirs.get("attention_bias", False), theirs.get("mlp_bias", False))}
+
+
+def _read_mistral(theirs: Theirs) -> dict[str, Any]:
+    _only(theirs, layer_types=None)  # transformers has other classes for those whose blocks differ
+    return {**_read_modern({"num_key_value_heads": 8, **theirs}), "windows": (theirs.get("sliding_window", 4096),)}
+
+
+def _read_qwen2(theirs: Theirs) -> dict[str, Any]:
+    return {**_read_modern({"num_key_value_heads": 32, **theirs}), "windows": _read_windows(theirs), "qkv_biases": True}
+
+
+def _read_qwen3(theirs: Theirs) -> dict[str, Any]:
     return {
-        **_rope(theirs), "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
+        **_read_modern({"num_key_value_heads": 32, "head_dim": 128, **theirs}),
+        **_biases(theirs.get("attention_bias", False), False), "windows": _read_windows(theirs), "qk_norm": True,
+    }  # fmt: skip
+
+
+def _read_modern(theirs: Theirs) -> dict[str, Any]:
+    """What all of them have."""
+    rope = _rope(theirs)
+    _only({**theirs, "partial_rotary_factor": rope["rotary_share"]}, hidden_act="silu", partial_rotary_factor=1.0)
+    return {
+        **rope, "layers": theirs["num_hidden_layers"], "width": theirs["hidden_size"],
         "heads": theirs["num_attention_heads"], "kv_heads": theirs.get("num_key_value_heads"),
         "head_size": theirs.get("head_dim"), "ffn_width": theirs["intermediate_size"],
         "context": theirs["max_position_embeddings"], "norm_epsilon": theirs.get("rms_norm_eps", 1e-6), "qk_norm": False,
@@ -316,21 +365,54 @@ def _read_llama(theirs: Theirs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_qwen3(theirs: Theirs) -> dict[str, Any]:
-    return {**_read_llama({"head_dim": 128, **theirs}), "qk_norm": True}
+def _biases(attention: bool, ffn: bool) -> dict[str, Any]:
+    return {"biases": attention} if attention == ffn else {"biases": attention, "ffn_biases": ffn}
 
 
-def _write_llama(ours: ModelConfig) -> dict[str, Any]:
+def _read_windows(theirs: Theirs) -> tuple[int | None, ...]:
+    """Of Qwen's blocks, which it names one by one or by the number of those that see all."""
+    window = theirs.get("sliding_window", 4096) if theirs.get("use_sliding_window") else None
+    layers, whole = theirs["num_hidden_layers"], theirs.get("max_window_layers", 28)
+    kinds = theirs.get("layer_types") or [_SLIDING if block >= whole else _FULL for block in range(layers)]
+    kinds = _kinds(kinds, layers, _FULL, *([_SLIDING] if window else []))
+    return shortest_turn(tuple(window if kind == _SLIDING else None for kind in kinds))
+
+
+def _write_modern(ours: ModelConfig) -> dict[str, Any]:
     return {
         "num_hidden_layers": ours.layers, "hidden_size": ours.width, "num_attention_heads": ours.heads,
         "num_key_value_heads": ours.key_value_heads, "head_dim": ours.size_of_head, "intermediate_size": ours.inner_width,
         "max_position_embeddings": ours.context, "rms_norm_eps": ours.norm_epsilon, "tie_word_embeddings": ours.tied,
-        "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ours.rope_theta},
-        "rope_theta": ours.rope_theta,  # where transformers 4 looks for it
+        "hidden_act": "silu", "attention_dropout": 0.0,
+        "rope_parameters": _write_rope(ours),
+        # Where transformers 4 looks for it.
+        "rope_theta": ours.rope_theta, **({"rope_scaling": _write_rope(ours)} if ours.rope_scaling else {}),
     }  # fmt: skip
 
 
+def _write_llama(ours: ModelConfig) -> dict[str, Any]:
+    return {**_write_modern(ours), "attention_bias": ours.biases, "mlp_bias": ours.biases_of_ffn}
+
+
+def _write_mistral(ours: ModelConfig) -> dict[str, Any]:
+    return {**_write_modern(ours), "sliding_window": ours.window(0)}
+
+
+def _write_qwen2(ours: ModelConfig) -> dict[str, Any]:
+    windows = [ours.window(block) for block in range(ours.layers)]
+    window = next(filter(None, windows), None)
+    return {
+        **_write_modern(ours), "use_sliding_window": window is not None, "sliding_window": window,
+        "max_window_layers": windows.index(window) if window else ours.layers,
+        "layer_types": [_SLIDING if each else _FULL for each in windows],
+    }  # fmt: skip
+
+
+def _write_qwen3(ours: ModelConfig) -> dict[str, Any]:
+    return {**_write_qwen2(ours), "attention_bias": ours.biases}
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _LLAMA_WEIGHTS = (
     Weight("model.embed_tokens", ("embedding",)),
     Weight("model.layers.{}.input_layernorm", ("blocks.{}.attention_norm",)),
@@ -347,9 +429,9 @@ _LLAMA_WEIGHTS = (
     Weight("model.norm", ("norm",)),
     Weight("lm_head", ("head",)),
 )
-LLAMA = Architecture(
-    "llama", "LlamaForCausalLM", "model.", _read_llama, lambda ours: {**_write_llama(ours), "mlp_bias": False}, _LLAMA_WEIGHTS
-)
-QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM", "model.", _read_qwen3, _write_llama, _LLAMA_WEIGHTS)
+LLAMA = Architecture("llama", "LlamaForCausalLM", "model.", _read_llama, _write_llama, _LLAMA_WEIGHTS)
+MISTRAL = Architecture("mistral", "MistralForCausalLM", "model.", _read_mistral, _write_mistral, _LLAMA_WEIGHTS)
+QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM", "model.", _read_qwen2, _write_qwen2, _LLAMA_WEIGHTS)
+QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM", "model.", _read_qwen3, _write_qwen3, _LLAMA_WEIGHTS)
 
-ARCHITECTURES = {each.kind: each for each in (GPT1, GPT2, NEO, NEOX, BERT, ROBERTA, LLAMA, QWEN3)}
+ARCHITECTURES = {each.kind: each for each in (GPT1, GPT2, NEO, NEOX, BERT, ROBERTA, LLAMA, MISTRAL, QWEN2, QWEN3)}

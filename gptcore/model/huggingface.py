@@ -123,12 +123,14 @@ def architecture_of(theirs: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _settings(architecture: Architecture, theirs: Mapping[str, Any], where: str) -> ModelConfig:
+    if theirs.get("quantization_config"):
+        raise ModelFormatError(f"{where} holds quantised weights: fetch the model in float32, bfloat16 or float16")
     try:
         return ModelConfig(**architecture.read(theirs))
     except KeyError as error:
         raise ModelFormatError(f"{where}: its config.json has no {error.args[0]}, which {architecture.kind} needs") from error
     except (TypeError, ValueError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise ModelFormatError(f"{where}: its config.json does not describe a {architecture.kind} model ({reason})") from error
 
 
@@ -154,11 +156,12 @@ def _resolved(config: ModelConfig) -> dict[str, Any]:
     """The settings that make the model, nothing left open."""
     explicit = {
         "kv_heads": config.key_value_heads, "head_size": config.size_of_head, "ffn_width": config.inner_width,
-        "qkv_biases": config.biases_of_queries, "attention_scale": config.attention_scale or config.size_of_head**-0.5,
+        "qkv_biases": config.biases_of_queries, "ffn_biases": config.biases_of_ffn, "rope_scaling": config.rope_scaling,
+        "attention_scale": config.attention_scale or config.size_of_head**-0.5,
         "windows": shortest_turn(tuple(config.window(block) for block in range(config.layers))),
     }  # fmt: skip
     if config.positions != "rotary":
-        explicit |= {"rope_theta": None, "rotary_share": None}
+        explicit |= {"rope_theta": None, "rotary_share": None, "rope_scaling": None}
     return {name: value for name, value in {**config.model_dump(), **explicit}.items() if name not in _BESIDE_THE_SHAPE}
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcore.config import ModelConfig
+from gptcore.config import ModelConfig, RopeScaling
 
 
 class GPT(nn.Module):
@@ -69,7 +69,9 @@ class GPT(nn.Module):
         if self.spans is not None:
             x = x + self.spans(torch.zeros_like(place) if layout.spans is None else layout.spans)
         x = F.dropout(x.to(self.compute_dtype), config.dropout, self.training)
-        rotation = rotary(place, config.rotary_size, config.rope_theta) if config.positions == "rotary" else None
+        rotation = None
+        if config.positions == "rotary":
+            rotation = rotary(place, config.rotary_size, config.rope_theta, config.rope_scaling)
         masks = self._masks(layout.mask, tokens.shape[1], 0 if cache is None else cache.length, tokens.device)
         for index, block in enumerate(self.blocks):
             value = self.values[index](tokens).to(x.dtype) if config.value_embeddings else None  # (B, T, G K)
@@ -272,8 +274,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
-        self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
+        self.up = Linear(config.width, config.inner_width, bias=config.biases_of_ffn, device=device)
+        self.down = Linear(config.inner_width, config.width, bias=config.biases_of_ffn, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -293,10 +295,10 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.gate = Linear(config.width, config.inner_width, bias=config.biases, device=device)
-        self.up = Linear(config.width, config.inner_width, bias=config.biases, device=device)
+        self.gate = Linear(config.width, config.inner_width, bias=config.biases_of_ffn, device=device)
+        self.up = Linear(config.width, config.inner_width, bias=config.biases_of_ffn, device=device)
         self.joint: nn.Module | None = None  # in inference, gate and up in one product
-        self.down = Linear(config.inner_width, config.width, bias=config.biases, device=device)
+        self.down = Linear(config.inner_width, config.width, bias=config.biases_of_ffn, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -389,12 +391,27 @@ class Rotation:
     sine: Tensor
 
 
-def rotary(place: Tensor, size: int, theta: float) -> Rotation:
-    """Angles place * theta^(-2i/K) of rotary positions (Su et al. 2021), both halves of a head alike (Llama's order)."""
+def rotary(place: Tensor, size: int, theta: float, scaling: RopeScaling | None = None) -> Rotation:
+    """Angles place * theta^(-2i/K) of rotary positions (Su et al. 2021), both halves of a head alike (Llama's order).
+
+    `scaling`: how the frequencies theta^(-2i/K) are slowed down.
+    """
     frequency = theta ** (-torch.arange(0, size, 2, dtype=torch.float32, device=place.device) / size)  # (K/2)
+    if scaling is not None:
+        frequency = frequency * _slowed(frequency, scaling)
     angle = (place.float().unsqueeze(-1) * frequency).unsqueeze(-3)  # (1, T, K/2) or (B, 1, T, K/2)
     angle = torch.cat((angle, angle), -1)
     return Rotation(angle.cos(), angle.sin())
+
+
+def _slowed(frequency: Tensor, scaling: RopeScaling) -> Tensor | float:
+    """The factors of rotary frequencies (K/2) in a stretched context, between 1 / factor and 1."""
+    low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
+    if low is None or high is None or original is None:
+        return 1.0 / scaling.factor
+    turns = original * frequency / (2.0 * math.pi)  # in the context that they were learned in
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return kept + (1.0 - kept) / scaling.factor
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

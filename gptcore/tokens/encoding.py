@@ -1,4 +1,4 @@
-"""Encode a corpus: every document becomes begin, its ids, end."""
+"""Encode a corpus: every document becomes begin, its ids, end (`Tokenizer.document`)."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -73,7 +73,7 @@ def _encode(
         for split in SPLITS:
             for sources, texts in documents(split):
                 for source, text, ids in zip(sources, texts, tokenizer.encode_batch(texts), strict=True):
-                    document = [tokenizer.begin_id, *ids, tokenizer.end_id]
+                    document = tokenizer.document(ids)
                     size = len(text.encode())
                     writer.add(split, document, size, source=source)
                     counts.update({(source, split, "documents"): 1, (source, split, "tokens"): len(document)})

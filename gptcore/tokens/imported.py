@@ -51,6 +51,7 @@ class ImportedTokenizer(Tokenizer):
         self._tokenizer = parse(json.dumps(_hidden(described, self.control_ids)).encode())
         # Neither of them adds anything: what is around a text is not the tokenizer's to decide.
         self._tokenizer.encode_special_tokens = True
+        self.ends_texts = parse(model).encode("").ids == [self.begin_id, self.end_id]
         self._byte_level = _is_byte_level(described)
         self.lossless = self._byte_level and _keeps_all(described)
         self._plain = {token["id"] for token in described["added_tokens"]}

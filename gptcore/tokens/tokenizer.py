@@ -43,6 +43,8 @@ class Tokenizer(ABC):
     """What no text yields; `decode` leaves it out."""
     digest: str
     """sha256 over all that decides which ids a text has."""
+    ends_texts: bool = False
+    """Whether a text that stands alone is read with `end_id` behind it, as BERT's tokenizer does."""
     lossless: bool
     """Whether `decode(encode(text)) == text` for every string that UTF-8 can carry."""
     _mask_id: int | None
@@ -80,6 +82,11 @@ class Tokenizer(ABC):
                 "take the causal objective, or a model with a mask"
             )
         return self._mask_id
+
+    def document(self, ids: Iterable[int]) -> list[int]:
+        """Ids of a text among others, with what begins and what ends it. Where that is one symbol, as GPT-2 has it, it stands
+        before the text only: that of the next text ends this one."""
+        return [self.begin_id, *ids, *([self.end_id] if self.end_id != self.begin_id else [])]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises `TokenizerError` for half a surrogate pair, which has no UTF-8."""

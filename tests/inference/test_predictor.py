@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from scipy.stats import chisquare
 
 from gptcore.errors import GptcoreError, SettingsError
 from gptcore.inference import Predictor
+from gptcore.inference.reading import read_base
 from gptcore.model import GPT, save_model
+from gptcore.model.importing import find_original
 from gptcore.tokens import Tokenizer
 
 TEXTS = ["The array", "Return", "The mean of the values of the series is given by the sum of"]
@@ -193,3 +197,50 @@ def test_a_request_that_makes_no_sense_is_one_sentence(base, wrong, said):
     with pytest.raises(SettingsError, match=said) as error:
         base.predict(TEXTS, **wrong)
     assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------- filling --
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def encoder(request, tmp_path):
+    """A random BERT or RoBERTa of transformers, and the model folder that it was imported into."""
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if request.param == "bert" else ["<s>", "<pad>", "</s>", "<mask>"]
+    made = tokenizers.BertWordPieceTokenizer() if request.param == "bert" else tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator(TEXTS, vocab_size=300, special_tokens=symbols, show_progress=False)
+    (tmp_path / "theirs").mkdir()
+    made.save_model(str(tmp_path / "theirs"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {"max_position_embeddings": 80, "vocab_size": made.get_vocab_size()}
+    config = transformers.AutoConfig.for_model(request.param, **sizes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForMaskedLM.from_config(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:  # a bias of the head would tell more than the text
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(tmp_path / "theirs")
+    kind = transformers.BertTokenizer if request.param == "bert" else transformers.RobertaTokenizer
+    (tmp_path / "ours").mkdir()
+    find_original(str(tmp_path / "theirs"), tmp_path).convert(tmp_path / "ours")
+    return model, kind.from_pretrained(tmp_path / "theirs"), Predictor(tmp_path / "ours" / "model", "cpu")
+
+
+def test_an_imported_model_fills_in_what_transformers_does(encoder):
+    model, tokenizer, predictor = encoder
+
+    def filled(text, cut=0):
+        read = tokenizer(text.replace("<|mask|>", tokenizer.mask_token), return_tensors="pt")["input_ids"]
+        read = read[:, : read.shape[1] - cut]
+        likeliest = torch.where(read == tokenizer.mask_token_id, model(read).logits.argmax(-1), read)
+        return predictor.loaded.tokenizer.decode(likeliest[0].tolist())
+
+    texts = [f"{one} <|mask|> of {two} <|mask|>" for one in ("The", "mean", "given", "sum") for two in ("array", "the", "is")]
+    assert predictor.predict(texts) == [filled(text) for text in texts]
+    assert predictor.predict(texts) != [filled(text, cut=1) for text in texts]  # the end of a text tells
+
+
+def test_an_imported_model_reads_a_text_to_explain_as_transformers_does(encoder):
+    _, tokenizer, predictor = encoder
+    reading = read_base(predictor.loaded, TEXTS[2])
+    assert reading.batch.tokens[0].tolist() == tokenizer(TEXTS[2])["input_ids"]
+    assert list(reading.asked) == list(range(1, reading.batch.tokens.shape[1] - 1))

@@ -22,7 +22,8 @@ TRICKY = (
 FORGED = st.lists(st.sampled_from([*CONTROLS, "<unk>", "<s>", "<0x41>", "<0x", "41>", "<", "|>", " ", "  ", "a"])).map("".join)
 ANY = st.text() | st.text(st.sampled_from(TRICKY)) | st.text(st.sampled_from(" \na<")) | FORGED
 CLASSIC = "话说天下大势分久必合合久必分周末七国分争并入于秦及秦灭之后楚汉分争又并入于汉汉朝自高祖斩白蛇而起义一统天下"
-KINDS = ("gpt2", "llama", "qwen3", "gpt_neox", "bert", "roberta", "openai-gpt")
+# Beside a qwen2 model transformers reads any file as one of Qwen's: such a model of our own is refused when it is exported.
+KINDS = ("gpt2", "llama", "mistral", "qwen3", "gpt_neo", "gpt_neox", "bert", "roberta", "openai-gpt")
 
 
 def english(count: int) -> list[str]:

@@ -153,6 +153,20 @@ def test_the_ids_are_those_of_transformers_and_sentencepiece(family, tokenizer):
         assert tokenizer.encode(text) == family.theirs(text), text
 
 
+def test_only_berts_end_a_text_that_stands_alone(family, tokenizer):
+    """What transformers puts around a text, where the folder says it."""
+    assert tokenizer.ends_texts == (family.folder.name.rstrip("0123456789") in ("bert", "roberta"))
+
+
+def test_documents_are_told_apart_by_one_symbol_where_there_is_one(family, tokenizer):
+    first, second = (tokenizer.encode(text) for text in ("a text", "another"))
+    stream = [*tokenizer.document(first), *tokenizer.document(second)]
+    between = (
+        [tokenizer.begin_id] if family.controls["begin"] == family.controls["end"] else [tokenizer.end_id, tokenizer.begin_id]
+    )
+    assert stream == [tokenizer.begin_id, *first, *between, *second, *between[:-1]]
+
+
 def test_begin_end_pad_and_mask_are_those_of_the_family(family, tokenizer):
     assert names(tokenizer).items() >= family.controls.items()
     assert (tokenizer.user_id, tokenizer.assistant_id) == (tokenizer.begin_id, tokenizer.end_id)
