@@ -16,7 +16,7 @@ from torch import Tensor
 from gptcore.artifacts import write_json
 from gptcore.config import ModelConfig
 from gptcore.errors import ArtifactError, CorruptArtifactError
-from gptcore.model.quantisation import INT8, Int8Embedding, pack, packs, quantised_empty
+from gptcore.model.quantisation import INT8, Int8Embedding, PackedLinear, pack, packs, quantised_empty
 from gptcore.model.transformer import GPT, Linear
 from gptcore.tokens import Tokenizer
 
@@ -35,7 +35,12 @@ class LoadedModel:
 
 
 def save_model(folder: Path, model: GPT, tokenizer_folder: Path, task: dict[str, Any] | None = None) -> None:
-    """Write a model folder from a model, quantised or not, and the folder of its tokenizer."""
+    """Write a model folder from a model, quantised or not, and the folder of its tokenizer.
+
+    Raises `ArtifactError` for packed weights.
+    """
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise ArtifactError("weights packed for this machine's CPU cannot be saved: load the model in float32")
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}, folder / WEIGHTS)
     shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 
 from flows.cli import main
 from gptcore.inference import Predictor
-from gptcore.model import GPT, save_model
+from gptcore.model import GPT, load_model, save_model
 from gptcore.tokens import Tokenizer
 
 FEW = {"max_new_tokens": 6, "temperature": 1.0, "seed": 2}
@@ -201,9 +201,9 @@ def test_a_base_goes_on_with_the_conversation_and_forgets_it_when_told(gptcore, 
     assert "forgotten" in done.stderr
 
 
-def test_a_task_model_answers_each_line_as_in_training(gptcore, predictor, folder, tmp_path, tiny):
-    tokenizer = tiny.tokenizer / "tokenizer"
-    save_model(tmp_path / "task", predictor.loaded.model, tokenizer, {"type": "summarize", "name": "s", "max_new_tokens": 5})
+def test_a_task_model_answers_each_line_as_in_training(gptcore, folder, tmp_path, tiny):
+    model, task = load_model(folder).model, {"type": "summarize", "name": "s", "max_new_tokens": 5}
+    save_model(tmp_path / "task", model, tiny.tokenizer / "tokenizer", task)
     done = gptcore("chat", "--temperature", "0", stdin="The array\nThe array\n", model=tmp_path / "task")
     (said,) = Predictor(tmp_path / "task", "cpu").predict(["The array"])
     assert done.stdout == f"{said}\n{said}\n"

@@ -222,7 +222,7 @@ def encoder(request, tmp_path):
     kind = transformers.BertTokenizer if request.param == "bert" else transformers.RobertaTokenizer
     (tmp_path / "ours").mkdir()
     find_original(str(tmp_path / "theirs"), tmp_path).convert(tmp_path / "ours")
-    return model, kind.from_pretrained(tmp_path / "theirs"), Predictor(tmp_path / "ours" / "model", "cpu")
+    return model, kind.from_pretrained(tmp_path / "theirs"), Predictor(tmp_path / "ours" / "model", "cpu", torch.float32)
 
 
 def test_an_imported_model_fills_in_what_transformers_does(encoder):

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcore.config import ModelConfig, preset
+from gptcore.errors import ArtifactError
 from gptcore.inference.generate import generate
-from gptcore.model import GPT
+from gptcore.model import GPT, save_model
 from gptcore.model.folder import fastest_dtype, ready
 from gptcore.model.quantisation import HalfLinear, Int8Linear, PackedInt8Linear, packs, quantise, rounded, weight_bytes
 
@@ -84,6 +85,13 @@ def test_texts_of_a_model_in_eight_bits_do_not_depend_on_their_neighbours():
     prompts = [[5, 7, 11], [4], [9, 9, 9, 9, 9, 2]]
     together = generate(model, prompts, max_new_tokens=12)
     assert together == [generate(model, prompt, max_new_tokens=12)[0] for prompt in prompts]
+
+
+def test_packed_weights_are_not_saved(tiny, tmp_path):
+    model = ready(GPT(SHAPES["gpt2"], 300, device="cpu").initialise(3), torch.float16)
+    with pytest.raises(ArtifactError, match="cannot be saved"):
+        save_model(tmp_path, model, tiny.tokenizer / "tokenizer")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bytes_beside_bfloat16_give_bfloat16():
