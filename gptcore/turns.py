@@ -15,9 +15,27 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
+from pydantic import ValidationError
+
+from gptcore.config import Section, apply_override, preset, settings_error
 from gptcore.errors import GptcoreError
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def bench_config(kind: type[Kind], shape: str | None = None, overrides: Sequence[str] = ()) -> Kind:
+    """What is measured, with a preset as `model` and `section.key=value` in their place. Raises `SettingsError`."""
+    values = kind().model_dump()
+    if shape is not None:
+        values["model"] = preset(shape).model_dump()
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise settings_error(error, "the benchmark") from error
 
 
 class Contender(Protocol):

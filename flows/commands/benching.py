@@ -24,9 +24,10 @@ def train(
     training.compile=true, training.optimizer.algorithm=muon, rounds=3, steps=2.
     """
     from flows.tables import bench_table
-    from gptcore.training.bench import bench_config, bench_train
+    from gptcore.training.bench import BenchConfig, bench_train
+    from gptcore.turns import bench_config
 
-    answer = bench_train(bench_config(preset, overrides or ()), lambda text: print(text, file=sys.stderr))
+    answer = bench_train(bench_config(BenchConfig, preset, overrides or ()), lambda text: print(text, file=sys.stderr))
     tell(answer, as_json, lambda: bench_table(answer))
 
 
@@ -41,7 +42,8 @@ def generate(
     --set changes what is measured: prompt=64, new_tokens=96, batches=[1,8], precision=float32, model.layers=6, rounds=3.
     """
     from flows.tables import generation_table
-    from gptcore.inference.bench import bench_config, bench_generate
+    from gptcore.inference.bench import BenchConfig, bench_generate
+    from gptcore.turns import bench_config
 
-    answer = bench_generate(bench_config(preset, overrides or ()), lambda text: print(text, file=sys.stderr))
+    answer = bench_generate(bench_config(BenchConfig, preset, overrides or ()), lambda text: print(text, file=sys.stderr))
     tell(answer, as_json, lambda: generation_table(answer))

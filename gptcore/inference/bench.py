@@ -9,12 +9,10 @@ The model has random weights, and prompts are random tokens: speed does not depe
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from gptcore.config import Count, ModelConfig, Section, apply_override, preset, settings_error
+from gptcore.config import Count, ModelConfig, Section, preset
 from gptcore.model import GPT
 from gptcore.model.transformer import Linear
 from gptcore.turns import Measured, serve, take_turns
@@ -41,19 +39,6 @@ class BenchConfig(Section):
     """Turns of everybody."""
     steps: Count = 1
     """Continuations of a turn."""
-
-
-def bench_config(shape: str | None = None, overrides: Sequence[str] = ()) -> BenchConfig:
-    """The settings, with a preset's shape and `section.key=value` in their place. Raises `SettingsError`."""
-    values: dict[str, Any] = BenchConfig().model_dump()
-    if shape is not None:
-        values["model"] = preset(shape).model_dump()
-    for override in overrides:
-        apply_override(values, override)
-    try:
-        return BenchConfig.model_validate(values)
-    except ValidationError as error:
-        raise settings_error(error, "the benchmark") from error
 
 
 def bench_generate(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:

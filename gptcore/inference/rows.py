@@ -71,7 +71,7 @@ def prefill(model: GPT, texts: Sequence[Sequence[int]], room: int | None = None)
     device, longest = model.embedding.weight.device, max(len(text) for text in texts)
     padding = torch.tensor([longest - len(text) for text in texts], device=device)
     tokens = torch.tensor([[0] * (longest - len(text)) + list(text) for text in texts], device=device)
-    cache = Cache(model, len(texts), room or model.config.context, padding if bool(padding.any()) else None)
+    cache = model.cache(len(texts), room or model.config.context, padding if bool(padding.any()) else None)
     hidden = model.hidden(tokens, cache)  # (B, T, D)
     return cache, model.logits(hidden[:, -1])
 
@@ -80,7 +80,7 @@ def prefill(model: GPT, texts: Sequence[Sequence[int]], room: int | None = None)
 def _encoded(model: GPT, texts: Sequence[Sequence[int]]) -> Cache:
     """A cache of texts of equal length that go on with one token more, which begins the span of a prefix model."""
     length, device = len(texts[0]), model.embedding.weight.device
-    cache = Cache(model, len(texts), length)
+    cache = model.cache(len(texts), length)
     if length:
         cache.begin_span(length + 1)
         model.hidden(torch.tensor(texts, device=device), cache)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gptcore.model.transformer import GPT, Layout
+from gptcore.config import ModelConfig
+from gptcore.model.layout import Layout
 
 
 class LayerCache:
@@ -45,12 +46,13 @@ class Cache:
     before it, which hides them.
     """
 
-    def __init__(self, model: GPT, batch: int, room: int, padding: Tensor | None = None) -> None:
-        config, device = model.config, model.embedding.weight.device
+    def __init__(
+        self, config: ModelConfig, batch: int, room: int, padding: Tensor | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (batch, config.key_value_heads, room, config.size_of_head)
 
         def empty() -> Tensor:
-            return torch.empty(shape, dtype=model.compute_dtype, device=device)
+            return torch.empty(shape, dtype=dtype, device=device)
 
         self.layers = [LayerCache(empty(), empty()) for _ in range(config.layers)]
         self.tokens = torch.empty((batch, room), dtype=torch.int64, device=device)  # what was read so far

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gptcore.model.transformer import Layout, sight
+from gptcore.model.layout import Layout, sight
 from gptcore.tokens.objectives import Batch
 
 

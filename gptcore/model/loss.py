@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcore.model.transformer import GPT, Layout
+from gptcore.model.layout import Layout
+from gptcore.model.transformer import GPT
 from gptcore.tokens.objectives import IGNORED
 
 LOGITS_AT_ONCE = 1 << 22

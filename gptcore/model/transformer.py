@@ -11,16 +11,15 @@ of what flows in. In inference the weights are cast once (`gptcore.model.folder.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcore.config import ModelConfig, RopeScaling
-
-if TYPE_CHECKING:
-    from gptcore.model.cache import Cache, LayerCache
+from gptcore.model.cache import Cache, LayerCache
+from gptcore.model.layout import Layout, banded
 
 
 class GPT(nn.Module):
@@ -52,11 +51,11 @@ class GPT(nn.Module):
         self.head = None if config.tied else Linear(config.width, vocab_size, bias=False, device=device)
         self.head_bias = nn.Parameter(torch.zeros(vocab_size, device=device)) if config.head_bias else None
 
-    def forward(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Cache | None = None, layout: Layout | None = None) -> Tensor:
         """Logits (B, T, V) for tokens (B, T) of int64; with a cache, T new tokens after the S that it holds."""
         return self.logits(self.hidden(tokens, cache, layout))
 
-    def hidden(self, tokens: Tensor, cache: "Cache | None" = None, layout: "Layout | None" = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, layout: Layout | None = None) -> Tensor:
         """What the head reads: the normed residual stream (B, T, D). `layout`: where the tokens stand and what they see."""
         config = self.config
         if layout is None:
@@ -84,6 +83,10 @@ class GPT(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         return x if self.transform is None else self.transform(x)
+
+    def cache(self, batch: int, room: int, padding: Tensor | None = None) -> Cache:
+        """An empty cache for `batch` texts of up to `room` tokens, `padding` (B) of which are padding on the left."""
+        return Cache(self.config, batch, room, padding, self.compute_dtype, self.embedding.weight.device)
 
     def _embed(self, tokens: Tensor, place: Tensor, segments: Tensor | None = None) -> Tensor:
         """Token ids (B, T) at their places (T) or (B, T) -> their embeddings (B, T, D), normed where the settings say so."""
@@ -140,7 +143,7 @@ class GPT(nn.Module):
         return (1.0 / math.sqrt(2 * self.config.layers) if residual else 1.0) * 0.5 / math.sqrt(weight.shape[1])
 
 
-def _before(tokens: Tensor, cache: "Cache | None") -> Tensor:
+def _before(tokens: Tensor, cache: Cache | None) -> Tensor:
     """The token (B, 1) before tokens (B, T); an arbitrary one where there is none."""
     return tokens[:, :1] if cache is None or cache.length == 0 else cache.tokens[:, cache.length - 1 : cache.length]
 
@@ -161,7 +164,7 @@ class Block(nn.Module):
         x: Tensor,
         rotation: "Rotation | None" = None,
         mask: Tensor | None = None,
-        cache: "LayerCache | None" = None,
+        cache: LayerCache | None = None,
         value: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D). `value` as in `Attention`."""
@@ -201,7 +204,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotation: "Rotation | None" = None,
         mask: Tensor | None = None,
-        cache: "LayerCache | None" = None,
+        cache: LayerCache | None = None,
         value: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D). `mask` (B or 1, 1, T, S) of True where a query may look replaces the rule of the model: up to
@@ -436,40 +439,3 @@ def sinusoids(place: Tensor, width: int) -> Tensor:
     pair = torch.arange(0, width, 2, dtype=torch.float32, device=place.device)  # (D/2)
     angle = place.float().unsqueeze(-1) * 10_000.0 ** (-pair / width)
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)
-
-
-# -------------------------------------------------------------------------------------------------------- layout --
-
-
-class Layout(NamedTuple):
-    """Where tokens stand and what they may see, wherever that is not one text from left to right."""
-
-    places: Tensor | None = None
-    """Position of every token, (T) or (B, T); unset: 0, 1, …"""
-    spans: Tensor | None = None
-    """Prefix objective: position inside of a hidden span, from 1, and 0 around it, (B, T); unset: all 0."""
-    mask: Tensor | None = None
-    """True where a token may look, (B or 1, 1, T, S); unset: the rule of the model."""
-    segments: Tensor | None = None
-    """Which part of its text a token belongs to, (B, T); unset: all to the first."""
-
-
-def sight(length: int, parts: Tensor | None, exposed: Tensor | None, device: torch.device) -> Tensor:
-    """Mask (B, 1, T, T) of tokens that see what stands before them and what is `exposed` (B, T), of their own part (B, T)."""
-    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None]  # (1, T, T)
-    if exposed is not None:
-        seen = seen | exposed[:, None]  # (B, T, T)
-    if parts is not None:
-        seen = seen & (parts[:, :, None] == parts[:, None])
-    return seen[:, None]
-
-
-def banded(mask: Tensor | None, new: int, before: int, window: int, device: torch.device) -> Tensor:
-    """`mask`, or the causal one, without what lies `window` tokens or more behind: (B or 1, 1, T, S) or (T, S).
-
-    T = `new`, S = `before` + T.
-    """
-    seen = torch.arange(before + new, device=device)  # (S)
-    place = seen[before:].unsqueeze(-1)  # (T, 1)
-    near = seen > place - window  # (T, S)
-    return near & (seen <= place) if mask is None else near & mask

@@ -9,12 +9,10 @@ Text is random tokens: speed does not depend on it.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import ValidationError
-
-from gptcore.config import Count, ModelConfig, Section, TrainingConfig, apply_override, preset, settings_error
+from gptcore.config import Count, ModelConfig, Section, TrainingConfig, preset
 from gptcore.turns import Measured, serve, take_turns
 
 GPT2_BLOCK = preset("gpt2").model_copy(update={"layers": 6, "width": 384, "heads": 6, "context": 256})
@@ -39,19 +37,6 @@ class BenchConfig(Section):
     """Turns of everybody."""
     steps: Count = 4
     """Steps of a turn."""
-
-
-def bench_config(shape: str | None = None, overrides: Sequence[str] = ()) -> BenchConfig:
-    """The settings, with a preset's shape and `section.key=value` in their place. Raises `SettingsError`."""
-    values: dict[str, Any] = BenchConfig().model_dump()
-    if shape is not None:
-        values["model"] = preset(shape).model_dump()
-    for override in overrides:
-        apply_override(values, override)
-    try:
-        return BenchConfig.model_validate(values)
-    except ValidationError as error:
-        raise settings_error(error, "the benchmark") from error
 
 
 def bench_train(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:

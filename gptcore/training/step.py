@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gptcore.model import GPT
 from gptcore.model.inputs import Inputs
-from gptcore.model.transformer import Layout
+from gptcore.model.layout import Layout
 from gptcore.training.optimizers import Optimizers, clip, named_gradients
 from gptcore.training.scaling import LossScale
 

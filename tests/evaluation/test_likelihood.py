@@ -40,7 +40,7 @@ def test_a_prefix_model_scores_each_half_context_from_the_text_before_it(model_o
     # The second window: 15 tokens up to the 23rd, of which the last 8 are the span.
     seen, span = stream[8:15], stream[15:23]
     tokens = torch.tensor([[*seen, UNKNOWN, BEGIN, *span[:-1]]])
-    from gptcore.model.transformer import Layout, sight
+    from gptcore.model.layout import Layout, sight
 
     around = torch.arange(16)[None] < 8
     places = torch.tensor([[*range(8), *[7] * 8]])

@@ -7,7 +7,8 @@ import pytest
 from flows.cli import app
 from gptcore.config import preset
 from gptcore.errors import SettingsError
-from gptcore.inference.bench import BenchConfig, bench_config
+from gptcore.inference.bench import BenchConfig
+from gptcore.turns import bench_config
 
 TINY = (
     "model.layers=1", "model.width=32", "model.heads=2", "model.context=32", "vocabulary=300", "prompt=4", "new_tokens=5",
@@ -16,10 +17,10 @@ TINY = (
 
 
 def test_what_is_measured_is_a_preset_or_single_settings():
-    assert bench_config() == BenchConfig()
-    assert bench_config("modern-5m").model == preset("modern-5m")
+    assert bench_config(BenchConfig) == BenchConfig()
+    assert bench_config(BenchConfig, "modern-5m").model == preset("modern-5m")
     with pytest.raises(SettingsError, match="unknown setting"):
-        bench_config(None, ["bathces=3"])
+        bench_config(BenchConfig, None, ["bathces=3"])
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from gptcore.inference import generate
 from gptcore.model import GPT
 from gptcore.model.architectures import ARCHITECTURES, shortest_turn
 from gptcore.model.huggingface import _fitting, export_model, import_model
-from gptcore.model.transformer import Layout
+from gptcore.model.layout import Layout
 
 VOCABULARY, CONTEXT = 61, 24
 GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gptcore.config import PRESETS, ModelConfig, preset
 from gptcore.errors import SettingsError
-from gptcore.model import GPT, Cache
+from gptcore.model import GPT
 from gptcore.model.transformer import Attention, Block, HeadTransform, attend, rotary, rotate
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 24}
@@ -153,7 +153,7 @@ def test_cached_and_padded_logits_are_those_of_the_whole_text(name):
     model = random_model(small(name))
     texts = [torch.randint(50, (17,)), torch.randint(50, (11,))]
     padded = torch.stack([texts[0], torch.cat((torch.zeros(6, dtype=torch.long), texts[1]))])
-    cache = Cache(model, 2, 24, torch.tensor([0, 6]))
+    cache = model.cache(2, 24, torch.tensor([0, 6]))
     pieces = [model(padded[:, :9], cache), model(padded[:, 9:10], cache), model(padded[:, 10:], cache)]
     cached = torch.cat(pieces, 1)
     torch.testing.assert_close(cached[0], model(texts[0][None])[0], rtol=0, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gptcore.config import ModelConfig
-from gptcore.model import GPT, Cache
+from gptcore.model import GPT
 from gptcore.model.transformer import Attention, Block, FeedForward, Norm, SwiGLU, _RMSNorm, attend, rotary, rotate, sinusoids
 
 MODERN = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, context=16)
@@ -218,7 +218,7 @@ def test_cached_and_padded_logits_are_those_of_the_whole_text(config):
     model.compute_dtype = torch.float64
     texts = [torch.randint(50, (11,)), torch.randint(50, (6,))]
     padded = torch.stack([texts[0], torch.cat((torch.zeros(5, dtype=torch.long), texts[1]))])
-    cache = Cache(model, 2, 16, torch.tensor([0, 5]))
+    cache = model.cache(2, 16, torch.tensor([0, 5]))
     pieces = [model(padded[:, :7], cache), model(padded[:, 7:8], cache), model(padded[:, 8:], cache)]
     cached = torch.cat(pieces, 1)
     torch.testing.assert_close(cached[0], model(texts[0][None])[0], rtol=0, atol=1e-6)
@@ -230,7 +230,7 @@ def test_a_cache_that_was_rewound_has_forgotten_what_came_after(config):
     model = random_weights(GPT(config, 50)).eval()
     model.compute_dtype = torch.float64
     text, other = torch.randint(50, (1, 9)), torch.randint(50, (1, 4))
-    cache = Cache(model, 1, 16)
+    cache = model.cache(1, 16)
     model(text, cache)
     cache.rewind(6)
     torch.testing.assert_close(model(other, cache), model(torch.cat((text[:, :6], other), 1))[:, 6:], rtol=0, atol=1e-6)

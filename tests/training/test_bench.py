@@ -7,7 +7,8 @@ import pytest
 from flows.cli import app
 from gptcore.config import preset
 from gptcore.errors import SettingsError
-from gptcore.training.bench import GPT2_BLOCK, BenchConfig, bench_config, flops_per_token
+from gptcore.training.bench import GPT2_BLOCK, BenchConfig, flops_per_token
+from gptcore.turns import bench_config
 
 TINY = ("model.layers=1", "model.width=32", "model.heads=2", "model.context=16", "vocabulary=300", "training.batch=2")
 
@@ -20,11 +21,11 @@ def test_the_operations_of_a_token_follow_from_the_shape():
 
 
 def test_what_is_measured_is_a_preset_or_single_settings():
-    assert bench_config() == BenchConfig()
-    assert bench_config("modern-5m").model == preset("modern-5m")
-    assert bench_config(None, ["vocabulary=50257", "training.precision=float32"]).vocabulary == 50_257
+    assert bench_config(BenchConfig) == BenchConfig()
+    assert bench_config(BenchConfig, "modern-5m").model == preset("modern-5m")
+    assert bench_config(BenchConfig, None, ["vocabulary=50257", "training.precision=float32"]).vocabulary == 50_257
     with pytest.raises(SettingsError, match="unknown setting; did you mean vocabulary"):
-        bench_config(None, ["vocabluary=3"])
+        bench_config(BenchConfig, None, ["vocabluary=3"])
 
 
 @pytest.mark.slow
