@@ -1,4 +1,4 @@
-"""What the last of 2,000 new tokens costs beside the first.   python tests/benchmarks/long_text.py [PRESET] [--batch 1] [--dtype float16]
+"""What the last of 2,000 new tokens costs beside the first.   python tests/benchmarks/long_text.py [PRESET]
 
 Two texts grow in turns, one from its beginning and one from its 1,950th token on, so that whatever else the machine does
 slows both. Prints the median seconds of a step of each and their ratio, as JSON.
@@ -35,14 +35,13 @@ def main() -> None:
     asked = parser.parse_args()
     dtype = getattr(torch, asked.dtype) if asked.dtype else fastest_dtype(torch.device("cpu"))
     config = preset(asked.preset).model_copy(update={"context": 2048})
-    model = GPT(config, VOCABULARY, device="cpu").initialise(0)
-    model = ready(model, dtype)
+    model = ready(GPT(config, VOCABULARY, device="cpu").initialise(0), dtype)
     first, last = (Rows(model, [[5] * length for _ in range(asked.batch)], 1, LAST) for length in (1, LAST - STEPS))
     pairs = [(seconds_of_a_step(first), seconds_of_a_step(last)) for _ in range(STEPS)]
     one, other = (statistics.median(column) for column in zip(*pairs, strict=True))
     threads = torch.get_num_threads()
-    print(json.dumps({"preset": asked.preset, "batch": asked.batch, "dtype": str(dtype), "threads": threads, "first": one, "last": other,
-                      "ratio": other / one}))  # fmt: skip
+    print(json.dumps({"preset": asked.preset, "batch": asked.batch, "dtype": str(dtype), "threads": threads,
+                      "first": one, "last": other, "ratio": other / one}))  # fmt: skip
 
 
 if __name__ == "__main__":
