@@ -43,7 +43,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows = pandas.read_json(asked.texts, lines=True)
     rows = rows[rows["split"] == "test"] if "split" in rows else rows
-    rows = rows[: asked.documents].reset_index(drop=True)
+    rows = rows[: asked.documents].reset_index(drop=True).assign(source="texts", id=range(min(asked.documents, len(rows))))
     with tempfile.TemporaryDirectory() as folder:
         export_int8(asked.model, Path(folder) / "int8")
         kinds = {

@@ -24,9 +24,11 @@ from gptcore.config import ModelConfig, preset
 from gptcore.inference import generate
 from gptcore.inference.rows import prefill
 from gptcore.model import GPT, Cache, load_model
+from gptcore.model.folder import fastest_dtype, ready
 
 LENGTHS, PROMPT, NEW, TIE = (2, 3, 4, 6), 32, 200, 1e-4
 HELD, ROUNDS, VOCABULARY = 256, 40, 50_257
+DTYPE = fastest_dtype(torch.device("cpu"))
 
 
 @dataclass
@@ -135,14 +137,14 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=12, help="how many are continued")
     asked = parser.parse_args()
     if asked.files:
-        (target, draft), texts = (load_model(folder, "cpu", torch.float32) for folder in asked.files[:2]), asked.files[2]
+        (target, draft), texts = (load_model(folder, "cpu", DTYPE) for folder in asked.files[:2]), asked.files[2]
         assert target.tokenizer.digest == draft.tokenizer.digest, "the models have different tokenizers"
         encoded = (target.tokenizer.encode(text) for text in pandas.read_parquet(texts)["text"])
         prompts = [ids[:PROMPT] for ids in encoded if len(ids) >= PROMPT][: asked.texts]
         rows = measure(target.model, draft.model, prompts)
     else:
         small = ModelConfig(**preset("gpt2").model_dump() | {"layers": 4, "width": 256, "heads": 4})
-        rows = price(*(GPT(shape, VOCABULARY, device="cpu").initialise(0).eval() for shape in (preset("gpt2"), small)))
+        rows = price(*(ready(GPT(shape, VOCABULARY, device="cpu").initialise(0), DTYPE) for shape in (preset("gpt2"), small)))
     print(f"{torch.get_num_threads()} threads\n{pandas.DataFrame(rows).round(3).to_string(index=False)}")
 
 
