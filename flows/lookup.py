@@ -27,6 +27,8 @@ def model_folder(what: str, home: Path, registry: Registry) -> Path:
                 return folder.absolute()
         if (path / "checkpoint.json").is_file():
             return _from_checkpoint(path.absolute(), home)
+        if (path / "config.json").is_file():
+            raise ModelNotFoundError(f"{what} is a model of transformers: `gptcore import {what}` makes a base of it")
         raise ModelNotFoundError(f"{what} is neither a model folder, nor an artifact with a model, nor a checkpoint")
     if path.exists() or what.startswith((".", "/")):
         raise ModelNotFoundError(f"{what} is no folder; give a model's name, an artifact's or a checkpoint's folder")

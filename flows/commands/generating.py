@@ -127,6 +127,8 @@ def chat(
             continue
         prompt = f"{so_far}{line}" if predictor.continues else line
         try:
+            if any("\udc80" <= character <= "\udcff" for character in line):
+                raise GptcoreError("this line is not UTF-8 text")
             _tell_what_is_cut(predictor, [prompt], request)
             (answer,) = _shown(predictor, prompt, predictor.stream(prompt, number=turn, **request), request, verbose)
         except KeyboardInterrupt:
@@ -155,7 +157,7 @@ def _manner(predictor: "Predictor") -> str:
 
 
 def _lines(prompt: str) -> Iterator[str]:
-    """Lines that are not empty, until the end of standard input. Of bytes that are no UTF-8 the tokenizer tells."""
+    """Lines that are not empty, until the end of standard input. Bytes that are no UTF-8 come as half surrogate pairs."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:

@@ -23,7 +23,7 @@ from gptcore.evaluation.intervals import ratio_interval
 from gptcore.evaluation.likelihood import stream_nats
 from gptcore.evaluation.results import Results, beside_model, beside_number, measured, write_results
 from gptcore.evaluation.xz import xz_bits_per_byte
-from gptcore.inference import Predictor
+from gptcore.inference import Predictor, exact_predictor
 from gptcore.inference.predictor import MASK
 from gptcore.model import LoadedModel, load_model
 from gptcore.tokens.objectives import Symbols
@@ -47,7 +47,7 @@ def evaluate_base(
     test, train = read_split(corpus, "test"), read_split(corpus, "train")
     if test.empty:
         raise CorpusError(f"the test split of {corpus} is empty: raise split.test or give more text")
-    predictor = Predictor(model)
+    predictor = exact_predictor(model)
     masked = predictor.loaded.model.config.objective == "masked"
     with ThreadPoolExecutor(1) as beside:
         # xz is a process of its own: it takes what the model leaves of the machine.

@@ -20,7 +20,7 @@ from gptcore.evaluation.comparison import compare_statistics
 from gptcore.evaluation.facts import model_facts
 from gptcore.evaluation.intervals import Statistic, bootstrap, macro_f1_of, mean_of
 from gptcore.evaluation.results import METRICS, Results, beside_model, headline, measured, write_results
-from gptcore.inference import Predictor
+from gptcore.inference import Predictor, exact_predictor
 
 BASELINES = {"first_sentence": "first sentence", "naive_bayes": "naive Bayes", "majority_class": "majority class"}
 """Column of `predictions.parquet` -> how reports call it."""
@@ -48,7 +48,7 @@ def evaluate_task(folder: Path, model: Path, examples: Path, config: EvaluationC
     task = json.loads((examples / "task.json").read_text(encoding="utf-8"))
     if test.empty:
         raise CorpusError(f"the task {task['name']} has no test rows: raise split.test or give more rows")
-    predictor = Predictor(model)
+    predictor = exact_predictor(model)
     trained_for = predictor.task["type"] if predictor.task else "continuing text"
     if trained_for != task["type"]:
         raise ArtifactError(f"{model} was trained for {trained_for}, not for {task['type']}: evaluate it on its task")

@@ -10,7 +10,9 @@ The model has random weights, and prompts are random tokens: speed does not depe
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from gptcore.config import Count, ModelConfig, Section, preset
 from gptcore.model import GPT
@@ -39,6 +41,12 @@ class BenchConfig(Section):
     """Turns of everybody."""
     steps: Count = 1
     """Continuations of a turn."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.prompt + self.new_tokens > self.model.context:
+            raise ValueError(f"prompt + new_tokens is more than the context of {self.model.context}, which the peer cannot do")
+        return self
 
 
 def bench_generate(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:

@@ -70,12 +70,15 @@ def export_int8(folder: Path, target: Path) -> dict[str, Any]:
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes it at the end, and is gone if there is none.
 
-    Raises `ModelFormatError` where `target` is there and has something in it.
+    Raises `ModelFormatError` where `target` has something in it or cannot be made.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelFormatError(f"{target} is there already: name a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ModelFormatError(f"cannot make the folder {target}: {error.strerror or error}") from error
     try:
         yield partial
         for path in (partial, *partial.rglob("*")):
@@ -185,7 +188,7 @@ tags: [gptcore]
 from transformers import {auto}, AutoTokenizer
 
 model, tokenizer = {auto}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-{_asking(loaded) if chats else ""}```
+{_asking(loaded) if loaded.task and chats else "" if masked else _continuing()}```
 
 `{PARITY}` says how it was compared with the model that it was exported from. Its settings:
 
@@ -197,10 +200,18 @@ model, tokenizer = {auto}.from_pretrained("."), AutoTokenizer.from_pretrained(".
 
 def _asking(loaded: LoadedModel) -> str:
     """Lines that ask the model."""
-    learned = "" if loaded.task else "  # put around texts in fine-tuning; a base has not learned it"
-    room = answer_room(loaded.tokenizer, loaded.task) if loaded.task else 64
+    assert loaded.task is not None
+    room = answer_room(loaded.tokenizer, loaded.task)
     return f"""
-prompt = [{{"role": "user", "content": "A text of yours."}}]{learned}
+prompt = [{{"role": "user", "content": "A text of yours."}}]
 ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens={room})[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+
+
+def _continuing() -> str:
+    """Lines that let a base go on with a text."""
+    return """
+ids = tokenizer("A text of yours", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0], skip_special_tokens=True))
 """

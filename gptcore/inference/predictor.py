@@ -19,7 +19,7 @@ from gptcore.inference.rows import prefill
 from gptcore.inference.sampling import Sampling, draw, random_stream
 from gptcore.inference.writing import Writing
 from gptcore.model import load_model
-from gptcore.model.folder import fastest_dtype, pick_device
+from gptcore.model.folder import default_dtype, fastest_dtype, pick_device
 
 Result = TypeVar("Result")
 
@@ -282,6 +282,11 @@ class Predictor:
     def _stops(self) -> list[int]:
         tokenizer = self.loaded.tokenizer
         return [tokenizer.end_id, tokenizer.begin_id]
+
+
+def exact_predictor(folder: Path) -> Predictor:
+    """A predictor for numbers that are kept: with whole weights, in the type that training computes in here."""
+    return Predictor(folder, dtype=default_dtype(pick_device("auto")))
 
 
 def _exhausted(writer: Generator[str, None, Result]) -> Result:

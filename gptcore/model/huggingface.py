@@ -47,7 +47,7 @@ def import_model(source: Path | str | TransformersModel) -> GPT:
     """The model in a Hugging Face folder, or one of transformers, as one of ours; float32, on the CPU.
 
     Raises `ModelFormatError` for a folder without settings or safetensors, an architecture or a setting that this model does
-    not have, and `CorruptArtifactError` for tensors that are missing, left over or of another shape.
+    not have, and `CorruptArtifactError` for tensors that are missing, left over, of another shape or no numbers.
     """
     if isinstance(source, Path | str):
         where = str(source)
@@ -56,6 +56,8 @@ def import_model(source: Path | str | TransformersModel) -> GPT:
         where, theirs, tensors = type(source).__name__, source.config.to_dict(), dict(source.state_dict())
     architecture = architecture_of(theirs, where)
     model = GPT(_settings(architecture, theirs, where), int(theirs["vocab_size"]), device="cpu")
+    if broken := sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()):
+        raise CorruptArtifactError(f"{where}: {', '.join(broken[:5])} holds what is no number: fetch the model again")
     fill_weights(model, _ours(architecture, model, tensors), Path(where))
     return model
 

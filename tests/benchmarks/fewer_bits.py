@@ -1,8 +1,8 @@
 """What weights in fewer bits cost and bring.   python tests/benchmarks/fewer_bits.py MODEL TEXTS.jsonl.gz [--documents 200]
 
-MODEL is a model folder, TEXTS has the column `text` and may have `split`, of which test is taken. For float32, weights in half
-precision, bfloat16 and eight bits: bits per byte of the documents, megabytes of the weights in memory, tokens a second of one
-text that is continued by 64 tokens, each the median of five turns. Prints JSON.
+MODEL is a model folder, TEXTS has the column `text` and may have `split`, of which train is left out. For float32, weights in
+half precision, bfloat16 and eight bits: bits per byte of the documents, megabytes of the weights in memory, tokens a second of
+one text that is continued by 64 tokens, each the median of five turns. Prints JSON.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200)
     asked = parser.parse_args()
     rows = pandas.read_json(asked.texts, lines=True)
-    rows = rows[rows["split"] == "test"] if "split" in rows else rows
+    rows = rows[rows["split"] != "train"] if "split" in rows else rows
     rows = rows[: asked.documents].reset_index(drop=True).assign(source="texts", id=range(min(asked.documents, len(rows))))
     with tempfile.TemporaryDirectory() as folder:
         export_int8(asked.model, Path(folder) / "int8")

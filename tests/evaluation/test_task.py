@@ -7,7 +7,7 @@ from gptcore.config import EvaluationConfig
 from gptcore.errors import ArtifactError, CorpusError
 from gptcore.evaluation import compare_evaluations, headline, read_results
 from gptcore.evaluation.task import evaluate_task
-from gptcore.inference import Predictor
+from gptcore.inference import exact_predictor
 
 CONFIG = EvaluationConfig(resamples=200, samples=3)
 FILES = {"results.md", "model_card.md", "metrics.png", "rows.png"}
@@ -24,7 +24,7 @@ def test_labels_are_the_likeliest_ones_and_their_numbers_are_scikit_learns(model
     model, examples = model_of(task=task("classify")), examples_of("classify")
     numbers, results, rows, folder = evaluate(tmp_path, model, examples)
     labels = task("classify")["labels"]
-    scores = Predictor(model).label_scores(rows["input"].tolist())
+    scores = exact_predictor(model).label_scores(rows["input"].tolist())
     assert rows["output"].tolist() == [labels[best] for best in scores.argmax(axis=1)]
     assert np.stack(rows["log_likelihoods"].tolist()) == pytest.approx(scores)
     assert headline(results) == ("accuracy", pytest.approx((rows["output"] == rows["target"]).mean()), True)
@@ -73,7 +73,7 @@ def test_a_true_label_that_the_model_does_not_know_counts_as_wrong(model_of, exa
 def test_summaries_are_scored_beside_the_first_sentence(model_of, examples_of, task, tmp_path):
     model = model_of(task=task("summarize"))
     numbers, results, rows, folder = evaluate(tmp_path, model, examples_of("summarize"))
-    assert rows["output"].tolist() == Predictor(model).predict(rows["input"].tolist())
+    assert rows["output"].tolist() == exact_predictor(model).predict(rows["input"].tolist())
     assert headline(results) == ("rouge_l", rows["score"].mean(), True)
     assert numbers["first_sentence_rouge_l"] == 1.0  # the true summary is the first sentence here
     assert results["metrics"]["rouge_l"]["baselines"]["first sentence"]["verdict"] == "worse"

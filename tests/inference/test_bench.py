@@ -21,6 +21,8 @@ def test_what_is_measured_is_a_preset_or_single_settings():
     assert bench_config(BenchConfig, "modern-5m").model == preset("modern-5m")
     with pytest.raises(SettingsError, match="unknown setting"):
         bench_config(BenchConfig, None, ["bathces=3"])
+    with pytest.raises(SettingsError, match="more than the context of 32"):
+        bench_config(BenchConfig, None, ["model.context=32"])
 
 
 @pytest.mark.slow

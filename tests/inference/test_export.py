@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gptcore.config import TokenizerConfig
 from gptcore.config.presets import PRESETS
 from gptcore.downstream import prompt_ids
+from gptcore.errors import ModelFormatError
 from gptcore.inference import Predictor
 from gptcore.inference.export import export
 from gptcore.model import GPT, save_model
@@ -115,6 +116,22 @@ def test_the_lines_of_the_model_card_say_what_the_model_answers(task_model, monk
     monkeypatch.chdir(folder)
     exec(lines, {})
     assert capsys.readouterr().out == Predictor(model, "cpu").predict(["A text of yours."])[0] + "\n"
+
+
+def test_the_lines_of_the_card_of_a_base_go_on_with_a_text(exported, learned, monkeypatch, capsys):
+    model, folder, _ = exported(learned)
+    (lines,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(lines.replace("max_new_tokens=64", "max_new_tokens=8"), {})
+    said = Predictor(model, "cpu").predict(["A text of yours"], max_new_tokens=8)[0]
+    assert capsys.readouterr().out == f"A text of yours{said}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(exported, learned, tmp_path):
+    model, _, _ = exported(learned)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelFormatError, match="cannot make the folder"):
+        export(model, tmp_path / "file" / "x")
 
 
 def test_a_masked_model_has_no_chat_template(exported, learned):

@@ -457,6 +457,11 @@ def test_missing_and_unknown_and_misshapen_tensors_are_named(broken):
     assert "norm.bias has shape (3,) instead of (32,)" in refusal(broken, CorruptArtifactError)
 
 
+def test_weights_that_are_no_numbers_are_named(broken):
+    rewrite(broken, lambda tensors: tensors["transformer.ln_f.bias"].__setitem__(1, float("nan")))
+    assert "transformer.ln_f.bias holds what is no number" in refusal(broken, CorruptArtifactError)
+
+
 def test_a_tied_head_that_is_another_matrix_is_refused(broken):
     rewrite(broken, lambda tensors: tensors.update({"lm_head.weight": torch.ones(VOCABULARY, 32)}))
     assert "lm_head.weight is another matrix" in refusal(broken, CorruptArtifactError)
