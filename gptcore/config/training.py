@@ -67,7 +67,8 @@ class BaseConfig(Section):
     Unset: random weights."""
     import_from: Annotated[str, Field(min_length=1)] | None = None
     """A model of transformers that takes the place of tokenizer and pretraining, `base: {import: gpt2}`: a local folder, or a
-    name of the hub. Its shape and its tokenizer are kept: leave `model` and `tokenizer` out."""
+    name of the hub. Its shape and its tokenizer are kept: leave `model` and `tokenizer` out. It is not trained on: for that,
+    `gptcore import` makes an artifact of it, which `init_from` begins with."""
 
     @model_validator(mode="before")
     @classmethod
