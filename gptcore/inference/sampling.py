@@ -35,8 +35,13 @@ class Sampling(Section):
         try:
             return cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
-            wrong = [f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}" for problem in error.errors()]
+            wrong = [f"{problem['loc'][0]} is {problem['input']!r}: {_plain(problem['msg'])}" for problem in error.errors()]
             raise SettingsError("; ".join(wrong)) from error
+
+
+def _plain(message: str) -> str:
+    """pydantic's words as those of a sentence."""
+    return message.removeprefix("Value error, ").replace("Input should be", "it should be")
 
 
 def random_stream(seed: int, prompt: int, sample: int) -> np.random.Generator:
