@@ -15,6 +15,8 @@ from gptcore.inference.generate import stream
 from gptcore.inference.rows import Rows
 from gptcore.inference.sampling import draw, random_stream
 from gptcore.model import GPT
+from gptcore.model.folder import ready
+from gptcore.model.quantisation import packs
 
 CONTEXT = 24
 SHAPES = {
@@ -24,6 +26,10 @@ SHAPES = {
     "smeared": {"embedding_norm": True, "smear": True, "value_embeddings": True},
     "prefix": {"objective": "prefix"},
 }
+
+
+WEIGHTS = [torch.float32, *([torch.float16] if packs() else [])]
+"""Whole, and packed in half precision, where the CPU has such products; activations and sums are float32 in both."""
 
 
 def make_model(shape: str = "modern", dtype: torch.dtype = torch.float64, vocabulary: int = 40, **changes) -> GPT:
@@ -96,8 +102,9 @@ def test_a_prompt_gets_the_same_text_whatever_stands_beside_it(shape, sampling):
     assert not sampling or len({len(text) for text in together}) > 1, "some ended before others"
 
 
-def test_in_float32_texts_part_only_where_the_two_best_logits_are_as_good_as_equal():
-    model = make_model(dtype=torch.float32)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_in_float32_texts_part_only_where_the_two_best_logits_are_as_good_as_equal(weights):
+    model = ready(make_model(dtype=torch.float32), weights)
     for prompt, text in zip(PROMPTS, generate(model, PROMPTS, max_new_tokens=60), strict=True):
         alone = generate(model, prompt, max_new_tokens=60)[0]
         expected, logits = steps_by_hand(model, prompt, likeliest, 60)
@@ -124,8 +131,9 @@ def test_a_sample_draws_from_a_stream_of_its_own():
     assert len(set(map(tuple, [*three, *text(numbers=[1])]))) == 4
 
 
-def test_cached_logits_are_the_uncached_ones_in_float32():
-    model = make_model(dtype=torch.float32, context=64)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_cached_logits_are_the_uncached_ones_in_float32(weights):
+    model = ready(make_model(dtype=torch.float32, context=64), weights)
     rows = Rows(model, [[5, 6, 7], list(range(20))], 1, 40)
     texts = [[5, 6, 7], list(range(20))]
     for token in range(30):
