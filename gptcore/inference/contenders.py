@@ -61,8 +61,8 @@ class Ours:
 
     def __init__(self, config: BenchConfig, batch: int) -> None:
         device = pick_device("auto")
-        dtype = fastest_dtype(device) if config.precision == "auto" else getattr(torch, config.precision)
         model = GPT(config.model, config.vocabulary, device=device).initialise(0)
+        dtype = fastest_dtype(model) if config.precision == "auto" else getattr(torch, config.precision)
         self.model = ready(self.prepared(model), dtype)
         self.new, self.prompts = config.new_tokens, _prompts(config, batch).tolist()
         kind = {torch.float16: "float16 weights", torch.bfloat16: "bfloat16", torch.float32: "float32"}[dtype]

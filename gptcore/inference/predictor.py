@@ -19,7 +19,7 @@ from gptcore.inference.rows import prefill
 from gptcore.inference.sampling import Sampling, draw, random_stream
 from gptcore.inference.writing import Writing
 from gptcore.model import load_model
-from gptcore.model.folder import default_dtype, fastest_dtype, pick_device
+from gptcore.model.folder import default_dtype, pick_device
 
 Result = TypeVar("Result")
 
@@ -88,8 +88,7 @@ class Predictor:
 
     def __init__(self, folder: Path, device: str = "auto", dtype: torch.dtype | None = None) -> None:
         """`dtype` as in `load_model`; unset, the one that is fastest here."""
-        where = pick_device(device)
-        self.loaded = load_model(folder, where, dtype or fastest_dtype(where))
+        self.loaded = load_model(folder, pick_device(device), dtype or "fastest")
         self.task = self.loaded.task
         self._context, self._objective = self.loaded.model.config.context, self.loaded.model.config.objective
         self.continues = self.task is None and self._objective != "masked"

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ from gptcore.tokens import Tokenizer
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "model.json"
+_CACHE = 32 << 20
+"""Bytes of weights that a CPU's last cache may hold. From there they are read fast enough; a packed product always wakes all
+threads, which small matrices are not worth, least of all beside another job."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ def save_model(folder: Path, model: GPT, tokenizer_folder: Path, task: dict[str,
     write_json(folder / SETTINGS, settings)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | Literal["fastest"] | None = None
+) -> LoadedModel:
     """Open a model folder for inference on `device`.
 
     `dtype` is the type it computes in; unset, bfloat16 where the hardware has it and float32 elsewhere. With float16 it
-    computes in float32, with weights in half precision (`pack`); CPUs only. Raises `ArtifactError` when it is no model folder
-    and `CorruptArtifactError` when its parts do not fit each other.
+    computes in float32, with weights in half precision (`pack`); CPUs only. `fastest`: see `fastest_dtype`. Raises
+    `ArtifactError` when it is no model folder and `CorruptArtifactError` when its parts do not fit each other.
     """
     settings = read_settings(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer")
@@ -69,7 +74,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dt
     model = GPT(ModelConfig(**settings["model"]), settings["vocabulary"], device="meta")
     model = quantised_empty(model, device) if settings.get("quantised") == INT8 else model.to_empty(device=device)
     load_weights(model, folder / WEIGHTS)
-    return LoadedModel(ready(model, dtype or default_dtype(torch.device(device))), tokenizer, settings["task"])
+    dtype = fastest_dtype(model) if dtype == "fastest" else dtype or default_dtype(torch.device(device))
+    return LoadedModel(ready(model, dtype), tokenizer, settings["task"])
 
 
 def ready(model: GPT, dtype: torch.dtype) -> GPT:
@@ -132,11 +138,13 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def fastest_dtype(device: torch.device) -> torch.dtype:
-    """What `load_model` answers fastest with on this machine: `default_dtype`, but weights in half precision where that is
-    float32 and the CPU has products with such."""
-    dtype = default_dtype(device)
-    return torch.float16 if dtype == torch.float32 and device.type == "cpu" and packs() else dtype
+def fastest_dtype(model: GPT) -> torch.dtype:
+    """What a model answers fastest with where it lies: `default_dtype`, but packed weights where that is float32, the CPU has
+    products with such, and its cache cannot hold them as they are or they are in eight bits anyway."""
+    table = model.embedding.weight
+    packed = isinstance(model.embedding, Int8Embedding) or 4 * sum(weight.numel() for weight in model.parameters()) > _CACHE
+    dtype = default_dtype(table.device)
+    return torch.float16 if packed and dtype == torch.float32 and table.device.type == "cpu" and packs() else dtype
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -33,9 +33,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="unset: the fastest here")
     asked = parser.parse_args()
-    dtype = getattr(torch, asked.dtype) if asked.dtype else fastest_dtype(torch.device("cpu"))
     config = preset(asked.preset).model_copy(update={"context": 2048})
-    model = ready(GPT(config, VOCABULARY, device="cpu").initialise(0), dtype)
+    model = GPT(config, VOCABULARY, device="cpu").initialise(0)
+    dtype = getattr(torch, asked.dtype) if asked.dtype else fastest_dtype(model)
+    model = ready(model, dtype)
     first, last = (Rows(model, [[5] * length for _ in range(asked.batch)], 1, LAST) for length in (1, LAST - STEPS))
     pairs = [(seconds_of_a_step(first), seconds_of_a_step(last)) for _ in range(STEPS)]
     one, other = (statistics.median(column) for column in zip(*pairs, strict=True))

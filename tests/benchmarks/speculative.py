@@ -24,11 +24,12 @@ from gptcore.config import ModelConfig, preset
 from gptcore.inference import generate
 from gptcore.inference.rows import prefill
 from gptcore.model import GPT, Cache, load_model
-from gptcore.model.folder import fastest_dtype, ready
+from gptcore.model.folder import ready
+from gptcore.model.quantisation import packs
 
 LENGTHS, PROMPT, NEW, TIE = (2, 3, 4, 6), 32, 200, 1e-4
 HELD, ROUNDS, VOCABULARY = 256, 40, 50_257
-DTYPE = fastest_dtype(torch.device("cpu"))
+DTYPE = torch.float16 if packs() else torch.float32
 
 
 @dataclass

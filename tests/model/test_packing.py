@@ -9,7 +9,7 @@ from gptcore.config import ModelConfig, preset
 from gptcore.errors import ArtifactError
 from gptcore.inference.generate import generate
 from gptcore.model import GPT, save_model
-from gptcore.model.folder import fastest_dtype, ready
+from gptcore.model.folder import default_dtype, fastest_dtype, ready
 from gptcore.model.quantisation import HalfLinear, Int8Linear, PackedInt8Linear, packs, quantise, rounded, weight_bytes
 
 pytestmark = pytest.mark.skipif(not packs(), reason="this CPU has no products of packed weights")
@@ -99,5 +99,8 @@ def test_bytes_beside_bfloat16_give_bfloat16():
     assert model(torch.tensor([[5, 7]])).dtype == torch.bfloat16
 
 
-def test_the_fastest_type_is_half_precision_only_where_a_cpu_has_no_bfloat16():
-    assert fastest_dtype(torch.device("cpu")) in (torch.float16, torch.bfloat16)
+def test_the_fastest_type_is_half_precision_only_for_weights_that_no_cache_holds():
+    small, large = (GPT(SHAPES["modern"], vocabulary, device="cpu") for vocabulary in (300, 200_000))
+    assert fastest_dtype(large) in (torch.float16, torch.bfloat16)
+    assert fastest_dtype(small) == default_dtype(torch.device("cpu"))
+    assert fastest_dtype(quantise(small)) in (torch.float16, torch.bfloat16)
