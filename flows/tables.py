@@ -339,7 +339,7 @@ def generation_table(answer: Mapping[str, Any]) -> Group:
             share = f"{one['bandwidth_share']:.0%}" if "bandwidth_share" in one else ""
             table.add_row(
                 name, f"{one['tokens_per_second']:,.1f}", f"{ratio:.2f} x", f"{one['first_token_seconds']:.3f} s", share,
-                amount(one["memory_mb"] << 20), one["setting"],
+                amount(one["memory_mb"] * 1e6), one["setting"],
             )  # fmt: skip
     shape = answer["shape"]
     what = f"{shape['layers']} layers x {shape['width']}, vocabulary {shape['vocabulary']:,}, prompt {shape['prompt']}"

@@ -77,7 +77,16 @@ def generate(
     _tell_what_is_cut(predictor, texts, request, choose or ())
     if not (as_json or jsonl):
         _aloud(predictor, texts, request, choose or (), verbose)
-        return
+    else:
+        _as_data(predictor, lines, request, choose or (), logprobs, jsonl, verbose)
+
+
+def _as_data(
+    predictor: "Predictor", lines: list[dict[str, Any]], request: dict[str, Any], choose: Sequence[str],
+    logprobs: bool, jsonl: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Answers for programs: a line of JSON each as soon as its chunk is done, or one object in the end."""
+    texts = [line["prompt"] for line in lines]
     started, tokens, outputs = time.perf_counter(), 0, []
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
@@ -92,7 +101,7 @@ def generate(
     if not jsonl:
         print(json.dumps(_as_one(texts, outputs, bool(logprobs or choose)), ensure_ascii=False))
     if verbose:
-        read = sum(predictor.tokens_read(text, choose or (), **request)[0] for text in texts)
+        read = sum(predictor.tokens_read(text, choose, **request)[0] for text in texts)
         seconds = time.perf_counter() - started
         _say(f"{len(texts):,} prompts of {read:,} tokens; {tokens:,} new ones in {seconds:.2f} s: "
              f"{tokens / seconds:,.1f} tokens/s; {predictor.memory_mb():,.0f} MB")  # fmt: skip
